@@ -1,0 +1,122 @@
+"""What every reader gives: a capture that describes itself and streams its events in blocks.
+
+A reader turns bytes into events and knows nothing about interrupts. Formats are found from the content, see `open_capture`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import polars as pl
+
+
+@dataclass(frozen=True, slots=True)
+class EventField:
+    """One field of an event, as the kernel's format file declares it.
+
+    Source: kernel/trace/trace_events.c:f_show
+    """
+
+    name: str
+    c_type: str  # as printed: "unsigned long", "char[16]", "__data_loc char[]"
+    offset_bytes: int
+    size_bytes: int
+    signed: bool
+    #: dtype of the column that `Capture.blocks` gives for it.
+    dtype: pl.DataType
+
+
+@dataclass(frozen=True, slots=True)
+class EventFormat:
+    """One event type: its numeric id in this capture, its names, fields (without common_*) and print format."""
+
+    event_id: int
+    system: str
+    name: str
+    fields: tuple[EventField, ...]
+    print_fmt: str
+
+    @property
+    def full_name(self) -> str:
+        """`system:name`, the name by which the program speaks of an event."""
+        return f"{self.system}:{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One place at which a capture is cut short or damaged, and what was done about it."""
+
+    offset_bytes: int | None
+    cpu: int | None
+    problem: str
+
+
+@dataclass(slots=True)
+class CaptureInfo:
+    """What a capture says about itself. Unknown is None. Times are of the capture's clock, in ns."""
+
+    path: Path
+    format: str  # "trace.dat v7 zstd", ...
+    size_bytes: int
+    kernel: str | None = None  # uname -r where it is known
+    uname: str | None = None
+    arch: str | None = None
+    clock: str | None = None
+    cpus: int = 0
+    little_endian: bool = True
+    long_size_bytes: int = 8
+    page_size_bytes: int = 4096
+    buffers: list[str] = field(default_factory=list)
+    trace_id: int | None = None
+    options: dict[str, str] = field(default_factory=dict)  # any other thing the file says, for `info`
+
+
+#: One block of a capture: for each event asked for, the block's records in order of time over all CPUs.
+#: Columns: seq (UInt64), time_ns (Int64), cpu (UInt16), pid (Int32), then the event's fields.
+#: `seq` orders all records of the whole capture: by time; ties by CPU, then by place in that CPU's buffer.
+Block = dict[str, pl.DataFrame]
+
+#: Which events to decode (by full name), and which of their fields (None: all of them).
+Wanted = Mapping[str, tuple[str, ...] | None]
+
+
+class Capture(Protocol):
+    """An opened capture. Reading may be repeated; `gaps`, `damage` and `counts` are complete after one full reading."""
+
+    @property
+    def info(self) -> CaptureInfo:
+        """What the capture says about itself."""
+        ...
+
+    @property
+    def formats(self) -> Mapping[str, EventFormat]:
+        """The event types that the capture describes, by full name (whether or not any was recorded)."""
+        ...
+
+    @property
+    def comms(self) -> Mapping[int, str]:
+        """Task names by pid, as far as the capture holds them."""
+        ...
+
+    def blocks(self, wanted: Wanted) -> Iterator[Block]:
+        """Stream the capture in blocks of bounded size, in order of time; every record falls in exactly one block."""
+        ...
+
+    def counts(self) -> pl.DataFrame:
+        """Records per event and CPU. Shape: rows of COUNTS."""
+        ...
+
+    def gaps(self) -> pl.DataFrame:
+        """Stretches in which records were lost. Shape: rows of GAPS."""
+        ...
+
+    def damage(self) -> list[Damage]:
+        """Where the file is cut short or damaged."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file."""
+        ...
