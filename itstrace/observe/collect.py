@@ -1,0 +1,136 @@
+"""Raw probe frames out of a capture's blocks: only the events that a probe names, only the fields its columns ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from itstrace.observe.catalogue import PROBES, Probe
+from itstrace.readers.base import Capture, EventFormat
+
+#: Columns that every raw frame begins with.
+HEAD = {"seq": pl.UInt64(), "time_ns": pl.Int64(), "cpu": pl.UInt16(), "pid": pl.Int32()}
+
+#: The first LPI. Spec: IHI 0069H, INTIDs.
+FIRST_LPI = 8192
+
+
+@dataclass(slots=True)
+class Raw:
+    """Raw frames by probe name; a probe that the capture does not describe has an empty frame."""
+
+    frames: dict[str, pl.DataFrame]
+    #: The capture's event (full name) that fed each probe.
+    events: dict[str, str] = field(default_factory=dict)
+    #: Columns that the capture's definition of the probe does not give: all null in the frame.
+    absent: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def __getitem__(self, probe: str) -> pl.DataFrame:
+        return self.frames[probe]
+
+    def has(self, probe: str) -> bool:
+        """Whether the capture could have recorded the probe (not: whether it fired)."""
+        return probe in self.events
+
+    def gives(self, probe: str, column: str) -> bool:
+        """Whether the capture's definition of the probe gives this column."""
+        return probe in self.events and column not in self.absent[probe]
+
+
+def find_events(formats: Mapping[str, EventFormat], recorded: Iterable[str]) -> dict[str, str]:
+    """Which event of a capture feeds which probe.
+
+    A probe's event is found by its full name, or by its bare name in any group (dynamic events may stand in any), the ones
+    that were recorded first.
+    """
+    fired = set(recorded)
+    by_name: dict[str, list[str]] = {}
+    for full in formats:
+        by_name.setdefault(full.rpartition(":")[2], []).append(full)
+    found: dict[str, str] = {}
+    for probe in PROBES.values():
+        candidates = [
+            full for event in probe.events for full in ([event] if ":" in event else by_name.get(event, []))
+            if full in formats
+        ]
+        candidates.sort(key=lambda full: full not in fired)
+        if candidates:
+            found[probe.name] = candidates[0]
+    return found
+
+
+def _select(probe: Probe, fmt: EventFormat) -> tuple[list[pl.Expr], tuple[str, ...], frozenset[str]]:
+    """Expressions that make a probe's columns of an event's frame; the fields they need; the columns that it lacks."""
+    names = {f.name for f in fmt.fields}
+    exprs: list[pl.Expr] = [pl.col(name) for name in HEAD]
+    needed: list[str] = []
+    absent: set[str] = set()
+    for column in probe.columns:
+        source = next((f for f in column.fields if f in names), None)
+        if source is None:
+            exprs.append(pl.lit(None, dtype=column.dtype).alias(column.name))
+            absent.add(column.name)
+        else:
+            needed.append(source)
+            exprs.append(_cast(pl.col(source), _dtype(fmt, source), column.dtype).alias(column.name))
+    return exprs, tuple(needed), frozenset(absent)
+
+
+def _dtype(fmt: EventFormat, name: str) -> pl.DataType:
+    return next(f.dtype for f in fmt.fields if f.name == name)
+
+
+def _cast(expr: pl.Expr, have: pl.DataType, want: pl.DataType) -> pl.Expr:
+    """Reinterpret an integer of another width or sign as the kernel meant it: -1 printed as 0xffffffff stays -1."""
+    if have == want:
+        return expr
+    if have.is_integer() and want == pl.Int32():
+        return (expr.cast(pl.Int64, strict=False, wrap_numerical=True) & 0xFFFFFFFF).cast(
+            pl.Int32, strict=False, wrap_numerical=True
+        )
+    if have.is_integer() and want.is_integer():
+        return expr.cast(want, strict=False, wrap_numerical=True)
+    return expr.cast(want, strict=False)
+
+
+#: Rows that no observation needs are dropped block by block: SGIs, PPIs and SPIs queue too, and guest memory is read a lot.
+_KEEP: dict[str, pl.Expr] = {
+    "queue": pl.col("intid") >= FIRST_LPI,
+    "fill": pl.col("intid") >= FIRST_LPI,
+    "fill_end": pl.col("intid") >= FIRST_LPI,
+    "affinity": pl.col("intid") >= FIRST_LPI,
+    "guest_read": pl.col("len").is_in([1, 8, 32]),
+}
+
+
+def collect(capture: Capture) -> Raw:
+    """Read a capture once and keep what the probes ask for.
+
+    Raises: whatever the reader raises for a file that cannot be read at all.
+    """
+    recorded = [name for name in capture.formats if capture.was_recorded(name) is not False]
+    events = find_events(capture.formats, recorded)
+    plans = {name: _select(PROBES[name], capture.formats[event]) for name, event in events.items()}
+    wanted: dict[str, tuple[str, ...] | None] = {}
+    for name, event in events.items():
+        fields = plans[name][1]
+        wanted[event] = tuple(dict.fromkeys((*(wanted.get(event) or ()), *fields)))
+    parts: dict[str, list[pl.DataFrame]] = {name: [] for name in PROBES}
+    for block in capture.blocks(wanted):
+        for name, event in events.items():
+            frame = block.get(event)
+            if frame is None or frame.is_empty():
+                continue
+            frame = frame.select(plans[name][0])
+            if name in _KEEP:
+                frame = frame.filter(_KEEP[name])
+            if frame.height:
+                parts[name].append(frame)
+    frames = {}
+    for name, probe in PROBES.items():
+        schema = HEAD | {c.name: c.dtype for c in probe.columns}
+        frames[name] = pl.concat(parts[name]) if parts[name] else pl.DataFrame(schema=schema)
+        parts[name] = []
+    return Raw(frames, events, {name: plans[name][2] for name in events})
