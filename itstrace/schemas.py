@@ -14,3 +14,168 @@ GAPS = pl.Schema({"cpu": pl.UInt16, "from_ns": pl.Int64, "to_ns": pl.Int64, "los
 
 #: One row per event type and CPU: how many records were recorded.
 COUNTS = pl.Schema({"event": pl.String, "cpu": pl.UInt16, "records": pl.UInt64})
+
+_WHEN = {"seq": pl.UInt64, "time_ns": pl.Int64, "cpu": pl.UInt16, "pid": pl.Int32}
+
+#: One row per VM: a kernel `struct kvm` and its lifetime. `complete`: its beginning lies within the capture.
+VMS = pl.Schema(
+    {
+        "vm": pl.UInt16,
+        "kvm": pl.UInt64,
+        "from_seq": pl.UInt64,
+        "to_seq": pl.UInt64,  # null: still there at the end of the capture
+        "start_ns": pl.Int64,
+        "end_ns": pl.Int64,  # of the teardown; null: still there
+        "complete": pl.Boolean,
+    }
+)
+
+#: One row per ITS of a VM. `its` counts from 0 within the VM, in order of base address.
+ITSS = pl.Schema(
+    {"vm": pl.UInt16, "its": pl.UInt16, "pointer": pl.UInt64, "base_gpa": pl.UInt64, "from_seq": pl.UInt64, "complete": pl.Boolean}
+)
+
+#: One row per host task that ran a vCPU.
+VCPUS = pl.Schema({"vm": pl.UInt16, "vcpu": pl.Int32, "pid": pl.Int32})
+
+#: One row per ITS command, in the order in which its ITS took it. The command takes effect after `seq` and before
+#: `end_seq`, the next thing that its task was seen to do with the ITS. `lost_before`: commands before it were not recorded.
+COMMANDS = pl.Schema(
+    {
+        **_WHEN,
+        "end_seq": pl.UInt64,
+        "end_ns": pl.Int64,
+        "vm": pl.UInt16,
+        "its": pl.UInt16,
+        "slot": pl.UInt32,  # offset in the queue, as in GITS_CREADR
+        "dw0": pl.UInt64,
+        "dw1": pl.UInt64,
+        "dw2": pl.UInt64,
+        "dw3": pl.UInt64,
+        "readable": pl.Boolean,  # the kernel could read the slot
+        "lost_before": pl.Boolean,
+    }
+)
+
+#: One row per write to a register of an ITS; `offset` within its frame. `user`: by the VMM, not the guest.
+REGISTER_WRITES = pl.Schema(
+    {
+        **_WHEN,
+        "vm": pl.UInt16,
+        "its": pl.UInt16,
+        "offset": pl.UInt32,
+        "value": pl.UInt64,
+        "size_bytes": pl.UInt8,
+        "user": pl.Boolean,
+    }
+)
+
+#: One row per write to a redistributor's register; `offset` within its RD frame.
+REDISTRIBUTOR_WRITES = pl.Schema(
+    {
+        **_WHEN,
+        "vm": pl.UInt16,
+        "vcpu": pl.Int32,
+        "offset": pl.UInt32,
+        "value": pl.UInt64,
+        "size_bytes": pl.UInt8,
+        "user": pl.Boolean,
+    }
+)
+
+#: One row per MSI or INT command offered to an ITS. `seq`..`end_seq` is the span in which KVM handled it.
+#: `cached`: resolved through the translation cache. `result`: 0 taken; >0 a command error code; <0 an errno; null unknown.
+#: `intid`: what KVM resolved it to. `from_command`: seq of the INT command, null for an MSI.
+INJECTIONS = pl.Schema(
+    {
+        **_WHEN,
+        "end_seq": pl.UInt64,
+        "end_ns": pl.Int64,
+        "vm": pl.UInt16,
+        "its": pl.UInt16,
+        "device_id": pl.UInt32,
+        "event_id": pl.UInt32,
+        "cached": pl.Boolean,
+        "result": pl.Int32,
+        "intid": pl.UInt32,
+        "queue_seq": pl.UInt64,  # the queueing that it led to
+        "from_command": pl.UInt64,
+    }
+)
+
+#: One row per call that puts an LPI on an ap_list (or finds it there). `owner_vcpu`: whose list it is on already.
+#: `cause`: msi, int, inv (the configuration was read again), other.
+QUEUEINGS = pl.Schema(
+    {
+        **_WHEN,
+        "vm": pl.UInt16,
+        "irq": pl.UInt64,
+        "intid": pl.UInt32,
+        "target_vcpu": pl.Int32,
+        "owner_vcpu": pl.Int32,
+        "pending": pl.Boolean,
+        "enabled": pl.Boolean,
+        "active": pl.Boolean,
+        "cause": pl.String,
+    }
+)
+
+#: One row per LPI written into a list register: from fill to the next fold of that vCPU, or to whatever else ended it.
+#: `state`: what the fold found: 0 gone (delivered and ended), 1 still pending, 2 active, 3 both; null: never folded.
+#: `ended_by`: fold, refill (the register was written again without a fold), teardown, or null at the end of the capture.
+FILLS = pl.Schema(
+    {
+        **_WHEN,
+        "vm": pl.UInt16,
+        "vcpu": pl.Int32,
+        "intid": pl.UInt32,
+        "lr": pl.Int32,
+        "pending": pl.Boolean,  # pending_latch when it was filled
+        "active": pl.Boolean,
+        "enabled": pl.Boolean,
+        "target_vcpu": pl.Int32,
+        "latch_kept": pl.Boolean,  # pending_latch still set after the fill
+        "end_seq": pl.UInt64,
+        "end_ns": pl.Int64,
+        "state": pl.UInt8,
+        "ended_by": pl.String,
+    }
+)
+
+#: One row per LPI that KVM gave to another vCPU. `vcpu` is null where the kernel's probe gives only the old one.
+RETARGETS = pl.Schema({**_WHEN, "vm": pl.UInt16, "irq": pl.UInt64, "intid": pl.UInt32, "vcpu": pl.Int32})
+
+#: One row per LPI configuration that KVM read out of guest memory. `cause`: mapti, inv, invall, other.
+CONFIGS = pl.Schema(
+    {**_WHEN, "vm": pl.UInt16, "intid": pl.UInt32, "enabled": pl.Boolean, "priority": pl.UInt8, "result": pl.Int32}
+)
+
+#: One row per translation cache dropped; `its` null: all of the VM.
+INVALIDATIONS = pl.Schema({**_WHEN, "vm": pl.UInt16, "its": pl.UInt16})
+
+#: One row per device, event or collection that KVM allocated or freed (`op`).
+ALLOCATIONS = pl.Schema(
+    {
+        **_WHEN,
+        "vm": pl.UInt16,
+        "op": pl.String,  # alloc_device, free_device, alloc_event, free_event, alloc_collection, free_collection
+        "device_id": pl.UInt32,
+        "event_id": pl.UInt32,
+        "icid": pl.UInt32,
+    }
+)
+
+#: One row per 1, 8 or 32 bytes that KVM read out of guest memory: commands, saved table entries, property and pending bytes.
+GUEST_READS = pl.Schema({**_WHEN, "vm": pl.UInt16, "gpa": pl.UInt64, "size_bytes": pl.UInt32, "value": pl.UInt64, "result": pl.Int32})
+
+#: One row per stretch that a vCPU's task spent in the guest.
+RUNS = pl.Schema(
+    {"vm": pl.UInt16, "vcpu": pl.Int32, "pid": pl.Int32, "enter_seq": pl.UInt64, "enter_ns": pl.Int64,
+     "exit_seq": pl.UInt64, "exit_ns": pl.Int64}
+)
+
+#: One row per thing that happens to LPIs of a whole vCPU or VM: flush (EnableLPIs 1->0), enable, save, restore, save_pending.
+VM_EVENTS = pl.Schema({**_WHEN, "vm": pl.UInt16, "what": pl.String, "vcpu": pl.Int32, "its": pl.UInt16})
+
+#: One row per note written into the trace.
+MARKERS = pl.Schema({**_WHEN, "text": pl.String})

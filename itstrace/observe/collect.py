@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -39,25 +39,22 @@ class Raw:
         return probe in self.events and column not in self.absent[probe]
 
 
-def find_events(formats: Mapping[str, EventFormat], recorded: Iterable[str]) -> dict[str, str]:
-    """Which event of a capture feeds which probe.
+def find_events(formats: Mapping[str, EventFormat]) -> dict[str, list[str]]:
+    """Which events of a capture may feed which probe, the best first.
 
-    A probe's event is found by its full name, or by its bare name in any group (dynamic events may stand in any), the ones
-    that were recorded first.
+    A probe's event is found by its full name, or by its bare name in any group (dynamic events may stand in any).
     """
-    fired = set(recorded)
     by_name: dict[str, list[str]] = {}
     for full in formats:
         by_name.setdefault(full.rpartition(":")[2], []).append(full)
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for probe in PROBES.values():
         candidates = [
             full for event in probe.events for full in ([event] if ":" in event else by_name.get(event, []))
             if full in formats
         ]
-        candidates.sort(key=lambda full: full not in fired)
         if candidates:
-            found[probe.name] = candidates[0]
+            found[probe.name] = candidates
     return found
 
 
@@ -110,27 +107,32 @@ def collect(capture: Capture) -> Raw:
 
     Raises: whatever the reader raises for a file that cannot be read at all.
     """
-    recorded = [name for name in capture.formats if capture.was_recorded(name) is not False]
-    events = find_events(capture.formats, recorded)
-    plans = {name: _select(PROBES[name], capture.formats[event]) for name, event in events.items()}
+    candidates = [(name, event) for name, events in find_events(capture.formats).items() for event in events]
+    plans = {key: _select(PROBES[key[0]], capture.formats[key[1]]) for key in candidates}
     wanted: dict[str, tuple[str, ...] | None] = {}
-    for name, event in events.items():
-        fields = plans[name][1]
+    for (_, event), (_, fields, _) in plans.items():
         wanted[event] = tuple(dict.fromkeys((*(wanted.get(event) or ()), *fields)))
-    parts: dict[str, list[pl.DataFrame]] = {name: [] for name in PROBES}
+    parts: dict[tuple[str, str], list[pl.DataFrame]] = {key: [] for key in candidates}
     for block in capture.blocks(wanted):
-        for name, event in events.items():
-            frame = block.get(event)
+        for key in candidates:
+            frame = block.get(key[1])
             if frame is None or frame.is_empty():
                 continue
-            frame = frame.select(plans[name][0])
-            if name in _KEEP:
-                frame = frame.filter(_KEEP[name])
+            frame = frame.select(plans[key][0])
+            if key[0] in _KEEP:
+                frame = frame.filter(_KEEP[key[0]])
             if frame.height:
-                parts[name].append(frame)
-    frames = {}
+                parts[key].append(frame)
+    frames: dict[str, pl.DataFrame] = {}
+    events: dict[str, str] = {}
+    absent: dict[str, frozenset[str]] = {}
+    for name, event in candidates:
+        # Of several events for one probe the first that fired serves; they record the same thing.
+        if name not in events or (name not in frames and parts[name, event]):
+            events[name], absent[name] = event, plans[name, event][2]
+            if parts[name, event]:
+                frames[name] = pl.concat(parts.pop((name, event)))
     for name, probe in PROBES.items():
-        schema = HEAD | {c.name: c.dtype for c in probe.columns}
-        frames[name] = pl.concat(parts[name]) if parts[name] else pl.DataFrame(schema=schema)
-        parts[name] = []
-    return Raw(frames, events, {name: plans[name][2] for name in events})
+        if name not in frames:
+            frames[name] = pl.DataFrame(schema=HEAD | {c.name: c.dtype for c in probe.columns})
+    return Raw(frames, events, absent)

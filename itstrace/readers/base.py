@@ -105,10 +105,6 @@ class Capture(Protocol):
         """Stream the capture in blocks of bounded size, in order of time; every record falls in exactly one block."""
         ...
 
-    def was_recorded(self, full_name: str) -> bool | None:
-        """Whether any record of the event is known to exist; None where only a reading would tell."""
-        ...
-
     def counts(self) -> pl.DataFrame:
         """Records per event and CPU. Shape: rows of COUNTS."""
         ...
