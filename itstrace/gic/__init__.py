@@ -1,1 +1,4 @@
-"""TODO"""
+"""The architecture as the documents give it: commands, registers, table entries, LPI bytes, command error codes.
+
+Standard library only, no I/O. Nothing here knows what a command does: that is `itstrace.model`.
+"""
