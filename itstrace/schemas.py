@@ -179,3 +179,102 @@ VM_EVENTS = pl.Schema({**_WHEN, "vm": pl.UInt16, "what": pl.String, "vcpu": pl.I
 
 #: One row per note written into the trace.
 MARKERS = pl.Schema({**_WHEN, "text": pl.String})
+
+#: From when to when a table entry held one value. `from_seq` is the record that set it (null: from before the capture),
+#: `to_seq` the one that ended it (null: it still holds). `set_by` and `ended_by` are the commands that did it (seq of COMMANDS;
+#: null: a restore, a register write, an assumption). `assumed`: not seen set, only used.
+_INTERVAL = {
+    "from_seq": pl.UInt64,
+    "from_ns": pl.Int64,
+    "to_seq": pl.UInt64,
+    "to_ns": pl.Int64,
+    "set_by": pl.UInt64,
+    "ended_by": pl.UInt64,
+    "assumed": pl.Boolean,
+}
+
+#: One row per interval in which one device table entry held one value.
+DEVICES = pl.Schema(
+    {"vm": pl.UInt16, "its": pl.UInt16, "device_id": pl.UInt32, "event_bits": pl.UInt8, "itt_gpa": pl.UInt64, **_INTERVAL}
+)
+
+#: One row per interval in which one collection table entry held one value; a null target is a collection not yet mapped.
+COLLECTIONS = pl.Schema(
+    {"vm": pl.UInt16, "its": pl.UInt16, "icid": pl.UInt32, "target_vcpu": pl.Int32, **_INTERVAL}
+)
+
+#: One row per interval in which one interrupt translation entry held one value; a null icid is an orphan (MAPC V=0 on KVM).
+MAPPINGS = pl.Schema(
+    {
+        "vm": pl.UInt16,
+        "its": pl.UInt16,
+        "device_id": pl.UInt32,
+        "event_id": pl.UInt32,
+        "intid": pl.UInt32,
+        "icid": pl.UInt32,
+        **_INTERVAL,
+    }
+)
+
+#: One row per interval in which an LPI was, by the commands, to be queued for one vCPU (KVM: irq->target_vcpu).
+TARGETS = pl.Schema({"vm": pl.UInt16, "intid": pl.UInt32, "target_vcpu": pl.Int32, **_INTERVAL})
+
+#: One row per interval in which KVM held one configuration of an LPI.
+CONFIGURATIONS = pl.Schema(
+    {"vm": pl.UInt16, "intid": pl.UInt32, "enabled": pl.Boolean, "priority": pl.UInt8, **_INTERVAL}
+)
+
+#: One row per command: what it says and what the model makes of it. `verdict`: ok, fault, ignored, unreadable, assumed.
+VERDICTS = pl.Schema(
+    {
+        "seq": pl.UInt64,
+        "vm": pl.UInt16,
+        "its": pl.UInt16,
+        "opcode": pl.String,
+        "text": pl.String,
+        "verdict": pl.String,
+        "fault": pl.String,  # name of the command error, as MOVI_UNMAPPED_INTERRUPT
+        "detail": pl.String,
+    }
+)
+
+#: One row per stretch in which an LPI was pending on one vCPU: on its ap_list (`where` queued) or in a list register
+#: (`where` list_register). Two overlapping rows with different vCPUs are an LPI live on two vCPUs.
+PENDING = pl.Schema(
+    {
+        "vm": pl.UInt16,
+        "vcpu": pl.Int32,
+        "intid": pl.UInt32,
+        "where": pl.String,
+        "from_seq": pl.UInt64,
+        "from_ns": pl.Int64,
+        "to_seq": pl.UInt64,
+        "to_ns": pl.Int64,
+    }
+)
+
+#: One row per injection, to its end. `outcome`: delivered, coalesced (into one already pending), refused, lost,
+#: cleared (CLEAR, EnableLPIs=0), pending (at the end), unknown. `moves`: how often it changed vCPU on its way.
+LIVES = pl.Schema(
+    {
+        "vm": pl.UInt16,
+        "its": pl.UInt16,
+        "device_id": pl.UInt32,
+        "event_id": pl.UInt32,
+        "intid": pl.UInt32,
+        "injected_seq": pl.UInt64,
+        "injected_ns": pl.Int64,
+        "result": pl.Int32,
+        "queued_seq": pl.UInt64,
+        "queued_ns": pl.Int64,
+        "queued_vcpu": pl.Int32,
+        "filled_seq": pl.UInt64,
+        "filled_ns": pl.Int64,
+        "filled_vcpu": pl.Int32,
+        "retired_seq": pl.UInt64,
+        "retired_ns": pl.Int64,
+        "refills": pl.UInt32,  # times it went back to the list register untaken
+        "moves": pl.UInt32,
+        "outcome": pl.String,
+    }
+)

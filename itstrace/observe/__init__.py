@@ -1,1 +1,83 @@
-"""TODO"""
+"""Events to observations: what KVM was seen to do, in frames of one meaning, whatever the kernel and its probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from itstrace.observe import interrupts, state
+from itstrace.observe.catalogue import OBSERVATIONS, PROBES, Observation
+from itstrace.observe.collect import Raw, collect
+from itstrace.observe.commands import commands
+from itstrace.observe.identity import Identity, identify
+from itstrace.readers.base import Capture
+
+__all__ = ["OBSERVATIONS", "PROBES", "Observation", "Observations", "observe"]
+
+
+@dataclass(slots=True)
+class Observations:
+    """All observations of one capture; each frame has the schema of its name in `schemas`, in upper case."""
+
+    vms: pl.DataFrame
+    itss: pl.DataFrame
+    vcpus: pl.DataFrame
+    commands: pl.DataFrame
+    register_writes: pl.DataFrame
+    redistributor_writes: pl.DataFrame
+    injections: pl.DataFrame
+    queueings: pl.DataFrame
+    fills: pl.DataFrame
+    retargets: pl.DataFrame
+    configs: pl.DataFrame
+    invalidations: pl.DataFrame
+    allocations: pl.DataFrame
+    guest_reads: pl.DataFrame
+    runs: pl.DataFrame
+    vm_events: pl.DataFrame
+    markers: pl.DataFrame
+    #: The capture's event that feeds each probe.
+    fed_by: dict[str, str]
+    #: Records seen per probe.
+    records: dict[str, int]
+
+    def covers(self, observation: Observation) -> bool:
+        """Whether the capture's events suffice for an observation."""
+        return any(all(probe in self.fed_by for probe in group) for group in observation.fed_by)
+
+
+def observe(capture: Capture) -> Observations:
+    """Read a capture once and make every observation of it.
+
+    Raises: whatever the reader raises for a file that cannot be read at all.
+    """
+    raw = collect(capture)
+    return from_raw(raw, identify(raw))
+
+
+def from_raw(raw: Raw, identity: Identity) -> Observations:
+    """Observations out of raw probe frames."""
+    taken = commands(raw, identity)
+    injected = interrupts.injections(raw, identity, taken)
+    return Observations(
+        vms=identity.vms,
+        itss=identity.itss,
+        vcpus=identity.vcpus,
+        commands=taken,
+        register_writes=state.register_writes(raw, identity),
+        redistributor_writes=state.redistributor_writes(raw, identity),
+        injections=injected,
+        queueings=interrupts.queueings(raw, identity, injected),
+        fills=interrupts.fills(raw, identity, interrupts.folds(raw, identity)),
+        retargets=state.retargets(raw, identity),
+        configs=state.configs(raw, identity),
+        invalidations=state.invalidations(raw, identity),
+        allocations=state.allocations(raw, identity),
+        guest_reads=state.guest_reads(raw, identity),
+        runs=interrupts.runs(raw, identity),
+        vm_events=state.vm_events(raw, identity),
+        markers=state.markers(raw),
+        fed_by=raw.events,
+        records={name: frame.height for name, frame in raw.frames.items() if frame.height},
+    )

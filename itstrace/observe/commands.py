@@ -1,0 +1,149 @@
+"""The command stream: which ITS took which command, in which order, and when it had taken effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import polars as pl
+
+from itstrace import schemas
+from itstrace.observe.collect import Raw
+from itstrace.observe.identity import Identity
+from itstrace.observe.joins import after, before
+
+COMMAND_BYTES = 32
+#: CBASER.Physical_Address [51:12] and Size [7:0] in pages of 4 KiB, minus one. Spec: IHI 0069H, GITS_CBASER.
+_CBASER_ADDRESS = 0x000F_FFFF_FFFF_F000
+#: How far a batch may be out of place, by its time stamp, among the batches of its ITS.
+_REACH = 16
+
+
+@dataclass(slots=True)
+class _Batch:
+    """One call of vgic_its_process_commands: the stretch of the queue that it took."""
+
+    seq: int
+    start: int  # creadr when it began
+    size_bytes: int  # of the whole queue
+    slots: list[int]
+    end: int | None  # creadr when it ended, where that was recorded
+
+
+def boundaries(raw: Raw) -> pl.DataFrame:
+    """Records at which a task is surely done with the command before: the next read, the return, its next entry.
+
+    Shape: pid, seq, time_ns in order of seq.
+    """
+    parts = [raw[name] for name in ("command", "process", "process_end", "enter")]
+    parts.append(raw["guest_read"].filter(pl.col("len") == COMMAND_BYTES))
+    return pl.concat([part.select("pid", "seq", "time_ns") for part in parts]).sort("seq")
+
+
+def commands(raw: Raw, identity: Identity) -> pl.DataFrame:
+    """Every ITS command, in the order in which its ITS took it.
+
+    Shape: rows of COMMANDS.
+    Kernel: vgic-its.c:vgic_its_process_commands holds its->cmd_lock, so that the calls for one ITS follow each other; each
+        takes the queue up where the last one left it. That chain, and not the time stamps, is the order.
+    """
+    rows = _from_probe(raw) if raw["command"].height else _from_reads(raw)
+    rows = before(rows, raw["process"], batch_seq="seq", batch_its="its", cbaser="cbaser")
+    if "slot" not in rows.columns:
+        rows = rows.with_columns(slot=_slot(pl.col("gpa"), pl.col("cbaser")))
+    rows = rows.with_columns(its=pl.coalesce("its", "batch_its")).filter(pl.col("its").is_not_null())
+    rows = identity.with_its(identity.with_vm(rows)).filter(pl.col("its").is_not_null())
+    rows = after(rows, boundaries(raw), end_seq="seq", end_ns="time_ns")
+    rows = _in_order(rows, raw)
+    return rows.select(schemas.COMMANDS.names()).cast(dict(schemas.COMMANDS))
+
+
+def _slot(gpa: pl.Expr, cbaser: pl.Expr) -> pl.Expr:
+    return (gpa - (cbaser & _CBASER_ADDRESS)).cast(pl.UInt32, strict=False)
+
+
+def _from_probe(raw: Raw) -> pl.DataFrame:
+    """Commands from the probe inside the loop, and the slots that could not be read, which that probe never sees."""
+    frame = raw["command"]
+    good = frame.select(
+        "seq", "time_ns", "cpu", "pid", "its", slot="creadr",
+        dw0="dw0", dw1="dw1", dw2="dw2", dw3="dw3", readable=pl.lit(value=True),
+    )
+    failed = _from_reads(raw).filter(~pl.col("readable"))
+    if failed.is_empty():
+        return good
+    failed = before(failed.drop("its"), raw["process"], its="its", cbaser="cbaser")
+    failed = failed.with_columns(slot=_slot(pl.col("gpa"), pl.col("cbaser")))
+    return pl.concat([good, failed.select(good.columns)])
+
+
+def _from_reads(raw: Raw) -> pl.DataFrame:
+    """Commands from kvm_read_guest: 32 bytes, between entry and return of vgic_its_process_commands on the same task."""
+    reads = raw["guest_read"].filter(pl.col("len") == COMMAND_BYTES).sort("seq")
+    reads = before(reads, raw["process"], begun="seq")
+    reads = before(reads, raw["process_end"], ended="seq")
+    reads = reads.filter(pl.col("begun").is_not_null() & (pl.col("begun") > pl.col("ended").fill_null(0)))
+    return reads.select(
+        "seq", "time_ns", "cpu", "pid", "gpa", pl.lit(None, dtype=pl.UInt64).alias("its"),
+        "dw0", "dw1", "dw2", "dw3", readable=pl.col("ret") == 0,
+    )
+
+
+def _in_order(rows: pl.DataFrame, raw: Raw) -> pl.DataFrame:
+    """Sort the commands of each ITS along the chain of its queue, and mark where the chain is broken.
+
+    ITSs keep their places relative to each other by time. Adds `lost_before`.
+    """
+    begun = after(raw["process"], raw["process_end"], ended="seq", batch_end="creadr")
+    begun = after(begun, raw["process"], following="seq")
+    begun = begun.with_columns(
+        batch_end=pl.when(pl.col("following").is_null() | (pl.col("ended") < pl.col("following"))).then("batch_end")
+    )
+    slots: dict[int, list[int]] = {
+        batch: values for batch, values in rows.group_by("batch_seq").agg(pl.col("slot").sort_by("seq")).iter_rows()
+    }
+    place: dict[int, int] = {}
+    lost: set[tuple[int, int]] = set()
+    for _, mine in begun.sort("seq").group_by("its", maintain_order=True):
+        batches = [
+            _Batch(seq, creadr, ((cbaser & 0xFF) + 1) * 4096, slots.get(seq, []), end)
+            for seq, cbaser, creadr, end in mine.select("seq", "cbaser", "creadr", "batch_end").iter_rows()
+        ]
+        stamps = iter(sorted(b.seq for b in batches))
+        for batch, broken in _chain(batches):
+            place[batch.seq] = next(stamps)
+            expected = batch.start
+            for index, slot in enumerate(batch.slots):
+                if slot != expected or (index == 0 and broken):
+                    lost.add((batch.seq, slot))
+                expected = (slot + COMMAND_BYTES) % batch.size_bytes
+    order = pl.DataFrame(
+        {"batch_seq": list(place), "_place": list(place.values())}, schema={"batch_seq": pl.UInt64, "_place": pl.UInt64}
+    )
+    marks = pl.DataFrame(
+        sorted(lost), schema={"batch_seq": pl.UInt64, "slot": pl.UInt32}, orient="row"
+    ).with_columns(lost_before=pl.lit(value=True))
+    rows = rows.join(order, on="batch_seq", how="left").join(marks, on=["batch_seq", "slot"], how="left")
+    return rows.with_columns(pl.col("lost_before").fill_null(value=False)).sort("_place", "seq")
+
+
+def _chain(batches: list[_Batch]) -> Iterator[tuple[_Batch, bool]]:
+    """Batches of one ITS in the order of its queue, and whether commands before each are missing.
+
+    The queue restarts at 0 where CBASER was written, so that a batch that starts at 0 never says that something is missing.
+    """
+    waiting = list(batches)
+    expected: int | None = None
+    while waiting:
+        near = waiting[:_REACH]
+        chosen = next((b for b in near if expected is None or b.start == expected), None)
+        broken = chosen is None and near[0].start != 0
+        batch = chosen or near[0]
+        waiting.remove(batch)
+        if batch.end is not None:
+            expected = batch.end
+        elif batch.slots:
+            expected = (batch.slots[-1] + COMMAND_BYTES) % batch.size_bytes
+        else:
+            expected = None
+        yield batch, broken
