@@ -1,11 +1,12 @@
 """ITS commands: 32 bytes as four little-endian doublewords, their fields, and the way back.
 
-Theory of operation. A command is its four words and nothing else: `Command` keeps them as they came, reserved bits and all,
-and every field is read out of them through one table, `FIELDS`. So decoding cannot fail and loses nothing; a field that
-the opcode does not have is None.
+Theory of operation. A command is its four words and nothing else: `Command` keeps them as they came, reserved
+bits and all, and every field is read out of them through one table, `FIELDS`. So decoding cannot fail and
+loses nothing; a field that the opcode does not have is None.
 
-Source: the fields are those of drivers/irqchip/irq-gic-v3-its.c:its_encode_*() and its_build_*_cmd() (v6.12; the same in
-6.1 and 7.3), the numbers those of include/linux/irqchip/arm-gic-v3.h:GITS_CMD_*. Spec: IHI 0069H, "ITS commands".
+Source: the fields are those of drivers/irqchip/irq-gic-v3-its.c:its_encode_*() and its_build_*_cmd() (v6.12;
+the same in 6.1 and 7.3), the numbers those of include/linux/irqchip/arm-gic-v3.h:GITS_CMD_*. Spec: IHI 0069H,
+"ITS commands".
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ Words = tuple[int, int, int, int]
 class Opcode(IntEnum):
     """Command numbers, DW0[7:0].
 
-    Source: include/linux/irqchip/arm-gic-v3.h:GITS_CMD_* (v6.12; GICv4 numbers are those of GICv3 with bit 5 set,
-    GITS_CMD_GICv4()). VMAPI: hw/intc/gicv3_internal.h:GITS_CMD_VMAPI (QEMU).
+    Source: include/linux/irqchip/arm-gic-v3.h:GITS_CMD_* (v6.12; GICv4 numbers are those of GICv3 with bit 5
+    set, GITS_CMD_GICv4()). VMAPI: hw/intc/gicv3_internal.h:GITS_CMD_VMAPI (QEMU).
     """
 
     MOVI = 0x01
@@ -103,8 +104,8 @@ _VALID = BitField(2, 63, 63)
 _VPE_ID = BitField(1, 47, 32)
 _EVENT = {"device_id": _DEVICE_ID, "event_id": _EVENT_ID}
 
-#: opcode -> name of a field -> where it stands. Source: see the head of this file; VMAPI's and MOVALL's fields, which
-#: Linux never builds: hw/intc/gicv3_internal.h (QEMU) and vgic-its.c:its_cmd_get_target_addr.
+#: opcode -> name of a field -> where it stands. Source: see the head of this file; VMAPI's and MOVALL's
+#: fields, which Linux never builds: hw/intc/gicv3_internal.h (QEMU) and vgic-its.c:its_cmd_get_target_addr.
 #: Differs: KVM takes only RDbase[31:0], DW2[47:16] (vgic-its.c:its_cmd_get_target_addr); the model masks it.
 FIELDS: Mapping[Opcode, Mapping[str, BitField]] = MappingProxyType(
     {
@@ -209,8 +210,9 @@ _LABELS: Mapping[str, tuple[str, bool]] = MappingProxyType(
 class Command:
     """One ITS command: its four doublewords as they stood in the queue.
 
-    Units: `itt_gpa`, `vpt_gpa` and `vconf_gpa` are addresses; `event_bits` and `vpt_bits` are numbers of ID bits (the
-    encoded Size plus one); `rdbase` and `rdbase2` are the raw field [51:16], a processor number where GITS_TYPER.PTA is 0.
+    Units: `itt_gpa`, `vpt_gpa` and `vconf_gpa` are addresses; `event_bits` and `vpt_bits` are numbers of ID
+    bits (the encoded Size plus one); `rdbase` and `rdbase2` are the raw field [51:16], a processor number
+    where GITS_TYPER.PTA is 0.
     """
 
     dw: Words

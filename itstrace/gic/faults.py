@@ -12,8 +12,8 @@ class Fault(IntEnum):
     """Command error encodings.
 
     Spec: IHI 0069H, "ITS command error encodings". Source, where the line says nothing else:
-    include/linux/irqchip/arm-gic-v3.h:E_ITS_* (v6.12). "TRM" is GIC-600AE TRM 101206, table 4-15. The lines marked
-    "by pattern" follow the numbering of their neighbours and were not found in a document at hand.
+    include/linux/irqchip/arm-gic-v3.h:E_ITS_* (v6.12). "TRM" is GIC-600AE TRM 101206, table 4-15. The lines
+    marked "by pattern" follow the numbering of their neighbours and were not found in a document at hand.
     """
 
     MOVI_DEVICE_OOR = 0x010101  # TRM

@@ -1,7 +1,8 @@
 """LPIs: their numbers, the property byte and the place of the pending bit.
 
 Spec: IHI 0069H, "LPI Configuration tables" and "LPI Pending tables".
-Source: drivers/irqchip/irq-gic-v3-its.c (LPI_PROP_*), arch/arm64/kvm/vgic/vgic-its.c:update_lpi_config (v6.12).
+Source: drivers/irqchip/irq-gic-v3-its.c (LPI_PROP_*), arch/arm64/kvm/vgic/vgic-its.c:update_lpi_config
+(v6.12).
 """
 
 from __future__ import annotations
@@ -65,7 +66,11 @@ def pending_bit(intid: int) -> tuple[int, int]:
 def pending_intids(table: bytes, base_intid: int = 0) -> list[int]:
     """The INTIDs whose bits are set in a pending table (or a piece of it that begins with `base_intid`)."""
     return [
-        base_intid + 8 * at + bit for at, byte in enumerate(table) if byte for bit in range(8) if byte >> bit & 1
+        base_intid + 8 * at + bit
+        for at, byte in enumerate(table)
+        if byte
+        for bit in range(8)
+        if byte >> bit & 1
     ]
 
 

@@ -90,7 +90,8 @@ def decode_gits_ctlr(value: int) -> GitsCtlr:
 class GitsTyper:
     """GITS_TYPER: what the ITS can do.
 
-    Units: `event_bits`, `device_bits`, `collection_bits` are numbers of ID bits; `itt_entry_size_bytes` is bytes.
+    Units: `event_bits`, `device_bits`, `collection_bits` are numbers of ID bits; `itt_entry_size_bytes` is
+    bytes.
     """
 
     physical: bool

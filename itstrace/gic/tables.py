@@ -1,7 +1,8 @@
 """Table entries as KVM writes them into guest memory when tables are saved: ABI revision 0, 8 bytes each, little endian.
 
-Source: Documentation/virt/kvm/devices/arm-vgic-its.rst, "ITS Table ABI REV0" (v6.12); arch/arm64/kvm/vgic/vgic.h:
-KVM_ITS_*_MASK. The architecture leaves level-2 and flat entries to the implementation; only level-1 entries are its own.
+Source: Documentation/virt/kvm/devices/arm-vgic-its.rst, "ITS Table ABI REV0" (v6.12);
+arch/arm64/kvm/vgic/vgic.h: KVM_ITS_*_MASK. The architecture leaves level-2 and flat entries to the
+implementation; only level-1 entries are its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The ITS as a machine: a command in, effects out. Pure; no clock, no file, no frame.
 
-`Gic` is one VM's GIC. `profile_for_kernel` chooses what it is held against. Everything that a command, a register write or
-an injection does comes back as effects (`itstrace.model.effects`): frozen dataclasses, one class per fact.
+`Gic` is one VM's GIC. `profile_for_kernel` chooses what it is held against. Everything that a command, a
+register write or an injection does comes back as effects (`itstrace.model.effects`): frozen dataclasses, one
+class per fact.
 """
 
 from __future__ import annotations

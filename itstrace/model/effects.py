@@ -1,7 +1,8 @@
 """Effects: what a command, a register write or an injection does, one class per fact.
 
-An effect carries every operand that a reader of it needs, so nobody has to look at the tables again. `its` is the key that
-the ITS was added under; None where an operand is not known, because the capture began after it was set.
+An effect carries every operand that a reader of it needs, so nobody has to look at the tables again. `its` is
+the key that the ITS was added under; None where an operand is not known, because the capture began after it
+was set.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ class EventOrphaned(ItsEffect):
 class TableWrite(ItsEffect):
     """One entry written to a table in guest memory, where the profile keeps tables there.
 
-    Shape: table "dte": index (device_id,), fields size (event bits - 1), itt_gpa. "cte": index (icid,), field rdbase.
-    "ite": index (itt_gpa, event_id), fields inttype, intid, icid, vpe_id, doorbell.
+    Shape: table "dte": index (device_id,), fields size (event bits - 1), itt_gpa. "cte": index (icid,), field
+    rdbase. "ite": index (itt_gpa, event_id), fields inttype, intid, icid, vpe_id, doorbell.
     """
 
     table: str

@@ -1,9 +1,11 @@
 """Profiles: how one implementation is meant to behave where implementations differ.
 
-Rule 1: a profile says what an implementation is meant to do, never its known bugs; a departure of the kernel from its
-profile is what the host rules look for. Rule 2: every difference is a field here, and every field is tested.
+Rule 1: a profile says what an implementation is meant to do, never its known bugs; a departure of the kernel
+from its profile is what the host rules look for. Rule 2: every difference is a field here, and every field is
+tested.
 
-Source of the KVM columns: arch/arm64/kvm/vgic/vgic-its.c of v6.1, v6.12 and v7.3. QEMU: hw/intc/arm_gicv3_its.c.
+Source of the KVM columns: arch/arm64/kvm/vgic/vgic-its.c of v6.1, v6.12 and v7.3. QEMU:
+hw/intc/arm_gicv3_its.c.
 """
 
 from __future__ import annotations
@@ -34,12 +36,14 @@ class Profile:
     #: Errors name the operand that is wrong. KVM says *_UNMAPPED_INTERRUPT for a bad device or event id too.
     #: Kernel: vgic-its.c:vgic_its_cmd_handle_movi and its neighbours.
     fine_faults: bool = True
-    #: Device and collection ids are limited by the table only if GITS_BASER<n>.Valid is 1; 0 means no table at all.
+    #: Device and collection ids are limited by the table only if GITS_BASER<n>.Valid is 1; 0 means no table
+    #: at all.
     #: Kernel: vgic-its.c:vgic_its_check_id does not look at Valid.
     baser_needs_valid: bool = True
     #: The only page size of GITS_BASER<n>. Kernel: vgic-its.c:vgic_sanitise_its_baser.
     page_size_bytes: int | None = None
-    #: Bits of device, event, collection and interrupt ids. KVM: GITS_TYPER 0x1ef71, vgic.h:INTERRUPT_ID_BITS_ITS.
+    #: Bits of device, event, collection and interrupt ids. KVM: GITS_TYPER 0x1ef71,
+    #: vgic.h:INTERRUPT_ID_BITS_ITS.
     #: None: whatever the tables allow.
     device_bits: int | None = None
     event_bits: int | None = None
@@ -58,17 +62,20 @@ class Profile:
     unmapped_collection_orphans: bool = False
     #: MAPC V=0 looks at RDbase too. Kernel: vgic-its.c:vgic_its_cmd_handle_mapc (v6.1).
     mapc_always_checks_target: bool = False
-    #: MAPTI of an LPI that another event maps is refused with -EEXIST. Kernel: vgic-its.c:vgic_its_map_lpi (v7.3).
+    #: MAPTI of an LPI that another event maps is refused with -EEXIST. Kernel: vgic-its.c:vgic_its_map_lpi
+    #: (v7.3).
     duplicate_lpi_refused: bool = False
     #: MOVI needs the collection that the event leaves. Kernel: vgic-its.c:vgic_its_cmd_handle_movi.
     movi_needs_old_collection: bool = False
     #: CLEAR and INV need a mapped collection. QEMU: arm_gicv3_its.c:do_process_its_cmd, process_inv.
     clear_needs_collection: bool = True
     inv_needs_collection: bool = False
-    #: INVALL needs a mapped collection, and reads the LPIs of its vCPU only. QEMU reads all, and looks at nothing.
+    #: INVALL needs a mapped collection, and reads the LPIs of its vCPU only. QEMU reads all, and looks at
+    #: nothing.
     invall_by_collection: bool = True
-    #: An LPI is an object with a target: MOVALL and MAPC on a mapped collection retarget it, and pending follows. On
-    #: the architecture, the target is the collection's, MOVALL moves what is pending and MAPC moves nothing.
+    #: An LPI is an object with a target: MOVALL and MAPC on a mapped collection retarget it, and pending
+    #: follows. On the architecture, the target is the collection's, MOVALL moves what is pending and MAPC
+    #: moves nothing.
     #: Kernel: vgic-its.c:update_affinity.
     lpi_has_target: bool = False
     #: DISCARD drops the pending state. Kernel: vgic-its.c:vgic_its_cmd_handle_discard leaves it.
@@ -84,8 +91,8 @@ class Profile:
     invalid_baser_frees: bool = False
     #: So does any other change. Kernel: vgic-its.c:vgic_mmio_write_its_baser (v7.3).
     changed_baser_frees: bool = False
-    #: Tables live in guest memory only: an ITT outlives its MAPD, and every change is a write that can be seen.
-    #: QEMU: arm_gicv3_its.c:update_dte, update_cte, update_ite.
+    #: Tables live in guest memory only: an ITT outlives its MAPD, and every change is a write that can be
+    #: seen. QEMU: arm_gicv3_its.c:update_dte, update_cte, update_ite.
     tables_in_memory: bool = False
 
 
@@ -138,8 +145,8 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
 def profile_for_kernel(release: str) -> Profile:
     """The KVM profile of a kernel release (`uname -r`); the newest one where the release cannot be read.
 
-    The cache became one per ITS in v6.10, so 6.10 is where kvm-6.12 begins; kvm-7.3 begins with v7.0, the first major
-    release after the last one known to let two events share an LPI.
+    The cache became one per ITS in v6.10, so 6.10 is where kvm-6.12 begins; kvm-7.3 begins with v7.0, the
+    first major release after the last one known to let two events share an LPI.
     """
     found = re.match(r"(\d+)\.(\d+)", release)
     if found is None:

@@ -1,6 +1,7 @@
 """What a GIC knows: tables, LPIs, redistributors. Data only; `machine.py` and `commands.py` change it.
 
-Unknown is None. An object that was first seen in use, because the capture began after it was made, is `assumed`.
+Unknown is None. An object that was first seen in use, because the capture began after it was made, is
+`assumed`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass, field, replace
 class Ite:
     """One event's translation: to LPI `intid`, by way of collection `icid`.
 
-    `collection_valid` is False once MAPC V=0 has taken the collection away for good (KVM); the ICID is then what it was.
+    `collection_valid` is False once MAPC V=0 has taken the collection away for good (KVM); the ICID is then
+    what it was.
     """
 
     event_id: int
@@ -55,7 +57,8 @@ class Collection:
 class Lpi:
     """One LPI, from its first mapping on. `target_vcpu` None: none if not `assumed`, unknown if it is.
 
-    `mapped_by` are the (its, device, event) that map it now; the LPI outlives them, as its pending state does.
+    `mapped_by` are the (its, device, event) that map it now; the LPI outlives them, as its pending state
+    does.
     """
 
     intid: int
