@@ -1,4 +1,4 @@
-"""The architecture as the documents give it: commands, registers, table entries, LPI bytes, command error codes.
+"""The architecture as the documents give it: commands, registers, tables, LPI bytes, error codes.
 
 Standard library only, no I/O. Nothing here knows what a command does: that is `itstrace.model`.
 """

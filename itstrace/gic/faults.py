@@ -72,7 +72,7 @@ class Fault(IntEnum):
 
 
 def fault_name(code: int) -> str:
-    """The name of a code, such as `MOVI_UNMAPPED_INTERRUPT (0x010107)`; a number that is no code stays a number."""
+    """A code with its name, such as `MOVI_UNMAPPED_INTERRUPT (0x010107)`; other numbers stay numbers."""
     try:
         return f"{Fault(code).name} (0x{code:06x})"
     except ValueError:

@@ -21,7 +21,7 @@ KVM_INTID_BITS = 16
 
 @dataclass(frozen=True, slots=True)
 class LpiProperties:
-    """One byte of the LPI configuration table, decoded: priority in [7:2], enable in [0]; [1] is RES1 and carried along."""
+    """One byte of the LPI configuration table: priority in [7:2], RES1 in [1], enable in [0]."""
 
     priority: int
     enabled: bool

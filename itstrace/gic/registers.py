@@ -55,12 +55,12 @@ _REDISTRIBUTOR_NAMES = {
 
 
 def its_register_name(offset: int) -> str | None:
-    """The name of the ITS register at `offset` (`GITS_BASER1`), with `+4` for an upper half; None where it has no name here."""
+    """The name of the ITS register at `offset` (`GITS_BASER1`, `+4` for its upper half), if it has one here."""
     return _register_name(_NAMES, offset)
 
 
 def redistributor_register_name(offset: int) -> str | None:
-    """The name of the redistributor register at `offset`; None where it has no name here."""
+    """The name of the redistributor register at `offset`, if it has one here."""
     return _register_name(_REDISTRIBUTOR_NAMES, offset)
 
 
@@ -108,7 +108,7 @@ class GitsTyper:
 
 
 def decode_gits_typer(value: int) -> GitsTyper:
-    """What a GITS_TYPER value says: [0], [1], [7:4]+1, [12:8]+1, [17:13]+1, [18], [19], [31:24], [35:32]+1 by CIL[36], [37].
+    """What a GITS_TYPER value says; the fields are [0], [1], [7:4], [12:8], [17:13], [18], [19], [31:24], [37:32].
 
     Source: GITS_TYPER_*; CIDbits, CIL: hw/intc/gicv3_internal.h:GITS_TYPER (QEMU)
     """
@@ -162,9 +162,9 @@ BASER_TYPE_COLLECTION = 4
 
 @dataclass(frozen=True, slots=True)
 class GitsBaser:
-    """GITS_BASER<n>: V[63], Indirect[62], Type[58:56], Entry_Size[52:48]+1, Page_Size[9:8], Size[7:0]+1 pages.
+    """GITS_BASER<n>: V[63] Indirect[62] Type[58:56] Entry_Size[52:48] PA Page_Size[9:8] Size[7:0].
 
-    The address is PA[47:12]; with 64 KiB pages it is PA[47:16], and [15:12] are PA[51:48].
+    Entry_Size is bytes minus one, Size pages minus one. The address is PA[47:12]; with 64 KiB pages it is PA[47:16], and [15:12] are PA[51:48].
     """
 
     valid: bool
@@ -199,7 +199,7 @@ _PAGE_SIZES_BYTES = (4096, 16384, 65536, 65536)
 
 
 def decode_gits_baser(value: int, *, page_size_bytes: int | None = None) -> GitsBaser:
-    """What a GITS_BASER<n> value says; `page_size_bytes` overrides the field where an ITS has only one page size.
+    """What a GITS_BASER<n> value says; `page_size_bytes` overrides the field on an ITS with one page size.
 
     Kernel: vgic-its.c:vgic_sanitise_its_baser keeps only 64 KiB pages (v6.12)
     """

@@ -1,4 +1,4 @@
-"""Table entries as KVM writes them into guest memory when tables are saved: ABI revision 0, 8 bytes each, little endian.
+"""Table entries as KVM saves them in guest memory: ABI revision 0, 8 bytes each, little endian.
 
 Source: Documentation/virt/kvm/devices/arm-vgic-its.rst, "ITS Table ABI REV0" (v6.12);
 arch/arm64/kvm/vgic/vgic.h: KVM_ITS_*_MASK. The architecture leaves level-2 and flat entries to the
@@ -42,7 +42,7 @@ class Cte:
 
 @dataclass(frozen=True, slots=True)
 class Ite:
-    """Interrupt translation entry; INTID 0 is no entry. `next_offset` counts event ids to the next valid one."""
+    """Interrupt translation entry; INTID 0 is none. `next_offset` counts event ids to the next valid one."""
 
     next_offset: int
     intid: int
@@ -56,7 +56,7 @@ class Ite:
 
 @dataclass(frozen=True, slots=True)
 class Level1Entry:
-    """Entry of the first level of an indirect table: where the 64 KiB (or other) page of the second level stands."""
+    """Entry of the first level of an indirect table: where the page of the second level stands."""
 
     valid: bool
     table_gpa: int

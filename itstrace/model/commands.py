@@ -228,7 +228,7 @@ def mapti(gic: Gic, its: Its, command: Command) -> list[Effect]:
 def _map_lpi(
     gic: Gic, its: Its, event: tuple[int, int], intid: int, vcpu: int | None, *, mapped: bool
 ) -> list[Effect]:
-    """Bind an event to its LPI: a new one reads its property byte and, where it has a target, its pending bit.
+    """Bind an event to its LPI: a new one reads its property byte and, if it has a target, its pending bit.
 
     An LPI that was mapped before may live on, referred to by a vCPU's list; then KVM reads nothing.
     Kernel: vgic-its.c:vgic_add_lpi (v6.12)
@@ -367,7 +367,7 @@ def clear(gic: Gic, its: Its, command: Command) -> list[Effect]:
 
 @_handles(Opcode.INT)
 def int_(gic: Gic, its: Its, command: Command) -> list[Effect]:
-    """Inject an event, as an MSI does. Wrong operands are a `CommandFaulted`, all else is as `Gic.inject` has it.
+    """Inject an event, as an MSI does; wrong operands are a `CommandFaulted`, else it is `Gic.inject`.
 
     Spec:   IHI 0069H, INT
     Kernel: vgic-its.c:vgic_its_cmd_handle_int (v6.12)

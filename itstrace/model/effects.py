@@ -144,7 +144,7 @@ class LpiRetargeted(Effect):
 
 @dataclass(frozen=True, slots=True)
 class ConfigRead(Effect):
-    """The property byte of this LPI must be read now. Not `certain`: it may be, nothing follows if it is not."""
+    """The property byte of this LPI must be read now; not `certain`: it may be."""
 
     intid: int
     certain: bool = True
@@ -177,7 +177,7 @@ class PendingCleared(Effect):
 
 @dataclass(frozen=True, slots=True)
 class PendingMoved(Effect):
-    """An LPI that was pending on one vCPU is now pending on another; what a list register holds does not move."""
+    """An LPI pending on one vCPU is now pending on another; what a list register holds does not move."""
 
     intid: int
     old_vcpu: int
@@ -186,7 +186,7 @@ class PendingMoved(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Resolved(ItsEffect):
-    """An MSI found its LPI. `vcpu` is the LPI's target; `collection_vcpu` the one whose EnableLPIs was asked."""
+    """An MSI found its LPI, which targets `vcpu`; the EnableLPIs of `collection_vcpu` was asked."""
 
     device_id: int
     event_id: int
@@ -205,7 +205,7 @@ class RefusalReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InjectionRefused(ItsEffect):
-    """An MSI (or INT) is dropped. `fault` where the operands are to blame, else `errno` as KVM returns it, positive."""
+    """An MSI (or INT) is dropped: `fault` where its operands are to blame, else KVM's `errno`, positive."""
 
     device_id: int
     event_id: int
@@ -221,7 +221,7 @@ class InjectionRefused(ItsEffect):
 
 @dataclass(frozen=True, slots=True)
 class CacheInvalidated(Effect):
-    """The translation caches of these ITSs must be dropped now. Not `certain`: only if what cannot be known is so."""
+    """The translation caches of these ITSs must be dropped now; not `certain`: they may be."""
 
     its_keys: tuple[int, ...]
     certain: bool = True
@@ -232,7 +232,7 @@ class CacheInvalidated(Effect):
 
 @dataclass(frozen=True, slots=True)
 class CommandFaulted(ItsEffect):
-    """A command whose operands are wrong; nothing changed. `fault` is None where KVM only has an errno (-EEXIST)."""
+    """A command that is wrong and changed nothing; `fault` is None where KVM only has an errno (EEXIST)."""
 
     command: Command
     fault: Fault | None
@@ -301,7 +301,7 @@ class DuplicateLpi(ItsEffect):
 
 @dataclass(frozen=True, slots=True)
 class EventRemapped(ItsEffect):
-    """MAPTI on a mapped event, with other operands. `kept`: the first mapping stays (KVM), else it is replaced."""
+    """MAPTI on a mapped event, with other operands; `kept`: the first mapping stays, else it is replaced."""
 
     device_id: int
     event_id: int
@@ -391,7 +391,7 @@ class CwriterUnaligned(ItsEffect):
 
 @dataclass(frozen=True, slots=True)
 class CommandsWaiting(ItsEffect):
-    """Commands lie in the queue of a disabled ITS: GITS_CWRITER was moved, or the ITS went off before they were done."""
+    """GITS_CWRITER was moved while the ITS is disabled: commands lie in the queue."""
 
     creadr: int | None
     cwriter: int
@@ -399,7 +399,7 @@ class CommandsWaiting(ItsEffect):
 
 @dataclass(frozen=True, slots=True)
 class LpisEnabled(Effect):
-    """A vCPU's EnableLPIs went to 1. `reads_pending_table` is not PENDBASER.PTZ; None where that is unknown."""
+    """A vCPU's EnableLPIs went to 1. `reads_pending_table`: PENDBASER.PTZ is 0; None where it is unknown."""
 
     vcpu: int
     reads_pending_table: bool | None

@@ -129,7 +129,7 @@ class Gic:
             its.creadr = 0
 
     def inject(self, key: int, device_id: int, event_id: int, *, cached: bool = False) -> list[Effect]:
-        """An MSI, or what INT does; `cached` where KVM answered it from its cache, which asks neither ITS nor vCPU.
+        """An MSI, or what INT does; `cached` where KVM had it in its cache, which asks neither ITS nor vCPU.
 
         Kernel: vgic-its.c:vgic_its_trigger_msi, vgic_its_resolve_lpi, vgic_its_inject_cached_translation
         (v6.12)
@@ -179,7 +179,7 @@ class Gic:
         enabled: bool | None = None,
         priority: int | None = None,
     ) -> None:
-        """The property byte of an LPI, as it was read; or its enable and priority, as far as they are known."""
+        """The property byte of an LPI as it was read, or its enable and priority as far as they are known."""
         lpi = self.lpi(intid, assumed=True)
         if property_byte is not None:
             properties = lpi_layout.decode_properties(property_byte)
@@ -354,7 +354,10 @@ class Gic:
         return effects
 
     def _write_baser(self, its: Its, offset: int, value: int, size_bytes: int) -> list[Effect]:
-        """Kernel: vgic-its.c:vgic_mmio_write_its_baser (v6.12; v7.3 frees the table's objects on every change)."""
+        """GITS_BASER<n>, as the ITS keeps it, and what becomes of the objects in the table.
+
+        Kernel: vgic-its.c:vgic_mmio_write_its_baser (v6.12; v7.3 frees the objects on every change)
+        """
         number = (offset - reg.GITS_BASER) // 8
         types = (reg.BASER_TYPE_DEVICE, reg.BASER_TYPE_COLLECTION)
         if self.profile.page_size_bytes and number >= len(types):
@@ -418,7 +421,10 @@ class Gic:
         return [fx.ConfigRead(intid, certain=False)]
 
     def _write_gicr_ctlr(self, one: Redistributor, value: int) -> list[Effect]:
-        """EnableLPIs. Kernel: vgic-mmio-v3.c:vgic_mmio_write_v3r_ctlr, vgic.c:vgic_flush_pending_lpis (v7.3)."""
+        """EnableLPIs.
+
+        Kernel: vgic-mmio-v3.c:vgic_mmio_write_v3r_ctlr, vgic.c:vgic_flush_pending_lpis (v7.3)
+        """
         before, one.enable_lpis = one.enable_lpis, reg.decode_gicr_ctlr(value).enable_lpis
         if one.enable_lpis and before is not True:
             ptz = None if one.pendbaser is None else reg.decode_gicr_pendbaser(one.pendbaser).ptz
@@ -437,7 +443,7 @@ class Gic:
     # --- parts of commands: what they ask, and what they change (used by `commands.py`)
 
     def find_device(self, its: Its, device_id: int) -> Device | None:
-        """The device; where the capture began too late to know, one that is assumed and not yet in the table."""
+        """The device; where the capture began too late to know, an assumed one, not yet in the table."""
         found = its.devices.get(device_id)
         if found is not None:
             return found if self.device_fits(its, device_id) or not self.profile.tables_in_memory else None
@@ -469,7 +475,7 @@ class Gic:
         return device, Ite(event_id, None, None, assumed=True)
 
     def collection_of(self, its: Its, ite: Ite) -> tuple[bool, int | None]:
-        """Whether the event's collection is mapped, and its target; unknown counts as mapped, with no target known."""
+        """Whether the event's collection is mapped, and its target, as `collection` has it."""
         if not ite.collection_valid:
             return False, None
         if ite.icid is None:

@@ -45,7 +45,7 @@ class Device:
 
 @dataclass(slots=True)
 class Collection:
-    """One collection. A placeholder has no target yet (KVM: made by MAPTI before MAPC); no target else is unknown."""
+    """One collection. A placeholder has no target yet (KVM: MAPTI came before MAPC); else None is unknown."""
 
     icid: int
     target_vcpu: int | None
