@@ -79,6 +79,15 @@ class CaptureInfo:
 #: `seq` orders all records of the whole capture: by time; ties by CPU, then by place in that CPU's buffer.
 Block = dict[str, pl.DataFrame]
 
+#: Columns that every frame of a block has, and the one that tasks' names are joined as.
+RESERVED_COLUMNS = ("seq", "time_ns", "cpu", "pid", "comm")
+
+
+def column_name(field_name: str) -> str:
+    """Give the column of a field: its own name, or `field_NAME` where a frame has another column of that name."""
+    return f"field_{field_name}" if field_name in RESERVED_COLUMNS else field_name
+
+
 #: Which events to decode (by full name), and which of their fields (None: all of them).
 Wanted = Mapping[str, tuple[str, ...] | None]
 
