@@ -1,10 +1,11 @@
-"""QEMU's own log of its ITS: `qemu-system-aarch64 -trace "gicv3_its_*"`, what its emulated ITS did, line by line.
+"""QEMU's own log of its emulated ITS, as `qemu-system-aarch64 -trace "gicv3_its_*"` prints it.
 
-A line is `pid@seconds.microseconds:event text` with QEMU's log backend, or `event text` alone. Each event's text is the
-format string that QEMU has for it; `FORMATS` holds them with a name for each operand. Other lines, and other events, are
+A line is `pid@seconds.microseconds:event text`, or `event text` alone. Each event's text is the format string
+that QEMU has for it; `FORMATS` holds them with a name for each operand. Other lines, and other events, are
 passed over: QEMU prints its monitor and its guest's console into the same file.
 
-Source: hw/intc/trace-events (QEMU 9.2); util/log.c, scripts/tracetool/backend/log.py for the prefix.
+Source: hw/intc/trace-events of QEMU, section arm_gicv3_its.c, with GICv4.0; the prefix is that of the
+captures.
 """
 
 from __future__ import annotations
@@ -24,93 +25,82 @@ from itstrace.readers.base import Damage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_ITS = "GICv3 ITS"
 _EVENT = "DeviceID {device_id} EventID {event_id}"
-_ITE = "valid {valid} inttype {inttype} intid {intid} ICID {icid} vPEID {vpe_id} doorbell {doorbell}"
+_ITE = "ITTaddr {itt_addr} EventID {event_id}: "
+_ITE_FIELDS = "valid {valid} inttype {inttype} intid {intid} ICID {icid} vPEID {vpe_id} doorbell {doorbell}"
+_DTE_FIELDS = "valid {valid} size {size} ITTaddr {itt_addr}"
+_VTE_FIELDS = "valid {valid} VPTsize {vpt_size} VPTaddr {vpt_addr} RDbase {rdbase}"
 
-#: event -> its text, with the operand's name where its value stands. Units: `size` is the encoded one (bits minus one) in
-#: MAPD and DTEs, bytes in register accesses. `itt_addr` of MAPD and of `dte_write` is the encoded one, PA[51:8]; of
-#: `dte_read` and ITEs it is the address. QEMU prints VMAPTI as "VMAPI": the event's name tells.
+#: event, less `gicv3_its_` -> its text, less "GICv3 ITS", with the operand's name where its value stands.
+#: Units: `size` of MAPD and DTEs is the encoded one (bits minus one), of register accesses it is bytes.
+#: `itt_addr` of MAPD and of `dte_write` is the encoded one, PA[51:8]; of `dte_read` and ITEs it is the
+#: address. QEMU prints VMAPTI as "VMAPI"; the event's name tells.
 FORMATS: Mapping[str, str] = MappingProxyType(
     {
-        "gicv3_its_read": f"{_ITS} read: offset {{offset}} data {{data}} size {{size}}",
-        "gicv3_its_badread": f"{_ITS} read: offset {{offset}} size {{size}}: error",
-        "gicv3_its_write": f"{_ITS} write: offset {{offset}} data {{data}} size {{size}}",
-        "gicv3_its_badwrite": f"{_ITS} write: offset {{offset}} data {{data}} size {{size}}: error",
-        "gicv3_its_translation_write": (
-            f"{_ITS} TRANSLATER write: offset {{offset}} data {{data}} size {{size}} requester_id {{device_id}}"
+        "read": " read: offset {offset} data {data} size {size}",
+        "badread": " read: offset {offset} size {size}: error",
+        "write": " write: offset {offset} data {data} size {size}",
+        "badwrite": " write: offset {offset} data {data} size {size}: error",
+        "translation_write": (
+            " TRANSLATER write: offset {offset} data {data} size {size} requester_id {device_id}"
         ),
-        "gicv3_its_process_command": f"{_ITS}: processing command at offset {{slot}}: {{opcode}}",
-        "gicv3_its_cmd_int": f"{_ITS}: command INT {_EVENT}",
-        "gicv3_its_cmd_clear": f"{_ITS}: command CLEAR {_EVENT}",
-        "gicv3_its_cmd_discard": f"{_ITS}: command DISCARD {_EVENT}",
-        "gicv3_its_cmd_sync": f"{_ITS}: command SYNC",
-        "gicv3_its_cmd_mapd": (
-            f"{_ITS}: command MAPD DeviceID {{device_id}} Size {{size}} ITT_addr {{itt_addr}} V {{valid}}"
+        "process_command": ": processing command at offset {slot}: {opcode}",
+        "cmd_int": f": command INT {_EVENT}",
+        "cmd_clear": f": command CLEAR {_EVENT}",
+        "cmd_discard": f": command DISCARD {_EVENT}",
+        "cmd_sync": ": command SYNC",
+        "cmd_mapd": ": command MAPD DeviceID {device_id} Size {size} ITT_addr {itt_addr} V {valid}",
+        "cmd_mapc": ": command MAPC ICID {icid} RDbase {rdbase} V {valid}",
+        "cmd_mapi": f": command MAPI {_EVENT} ICID {{icid}}",
+        "cmd_mapti": f": command MAPTI {_EVENT} ICID {{icid}} pINTID {{intid}}",
+        "cmd_inv": f": command INV {_EVENT}",
+        "cmd_invall": ": command INVALL",
+        "cmd_movall": ": command MOVALL RDbase1 {rdbase} RDbase2 {rdbase2}",
+        "cmd_movi": f": command MOVI {_EVENT} ICID {{icid}}",
+        "cmd_vmapi": f": command VMAPI {_EVENT} vPEID {{vpe_id}} Dbell_pINTID {{doorbell}}",
+        "cmd_vmapti": (
+            f": command VMAPI {_EVENT} vPEID {{vpe_id}} vINTID {{vintid}} Dbell_pINTID {{doorbell}}"
         ),
-        "gicv3_its_cmd_mapc": f"{_ITS}: command MAPC ICID {{icid}} RDbase {{rdbase}} V {{valid}}",
-        "gicv3_its_cmd_mapi": f"{_ITS}: command MAPI {_EVENT} ICID {{icid}}",
-        "gicv3_its_cmd_mapti": f"{_ITS}: command MAPTI {_EVENT} ICID {{icid}} pINTID {{intid}}",
-        "gicv3_its_cmd_inv": f"{_ITS}: command INV {_EVENT}",
-        "gicv3_its_cmd_invall": f"{_ITS}: command INVALL",
-        "gicv3_its_cmd_movall": f"{_ITS}: command MOVALL RDbase1 {{rdbase}} RDbase2 {{rdbase2}}",
-        "gicv3_its_cmd_movi": f"{_ITS}: command MOVI {_EVENT} ICID {{icid}}",
-        "gicv3_its_cmd_vmapi": f"{_ITS}: command VMAPI {_EVENT} vPEID {{vpe_id}} Dbell_pINTID {{doorbell}}",
-        "gicv3_its_cmd_vmapti": (
-            f"{_ITS}: command VMAPI {_EVENT} vPEID {{vpe_id}} vINTID {{vintid}} Dbell_pINTID {{doorbell}}"
+        "cmd_vmapp": (
+            ": command VMAPP vPEID {vpe_id} RDbase {rdbase} V {valid} VPT_addr {vpt_addr} VPT_size {vpt_size}"
         ),
-        "gicv3_its_cmd_vmapp": (
-            f"{_ITS}: command VMAPP vPEID {{vpe_id}} RDbase {{rdbase}} V {{valid}} VPT_addr {{vpt_addr}}"
-            " VPT_size {vpt_size}"
+        "cmd_vmovp": ": command VMOVP vPEID {vpe_id} RDbase {rdbase}",
+        "cmd_vsync": ": command VSYNC",
+        "cmd_vmovi": (
+            f": command VMOVI {_EVENT} vPEID {{vpe_id}} D {{doorbell_valid}} Dbell_pINTID {{doorbell}}"
         ),
-        "gicv3_its_cmd_vmovp": f"{_ITS}: command VMOVP vPEID {{vpe_id}} RDbase {{rdbase}}",
-        "gicv3_its_cmd_vsync": f"{_ITS}: command VSYNC",
-        "gicv3_its_cmd_vmovi": (
-            f"{_ITS}: command VMOVI {_EVENT} vPEID {{vpe_id}} D {{doorbell_valid}} Dbell_pINTID {{doorbell}}"
-        ),
-        "gicv3_its_cmd_vinvall": f"{_ITS}: command VINVALL vPEID {{vpe_id}}",
-        "gicv3_its_cmd_unknown": f"{_ITS}: unknown command {{opcode}}",
-        "gicv3_its_cte_read": f"{_ITS}: Collection Table read for ICID {{icid}}: valid {{valid}} RDBase {{rdbase}}",
-        "gicv3_its_cte_write": f"{_ITS}: Collection Table write for ICID {{icid}}: valid {{valid}} RDBase {{rdbase}}",
-        "gicv3_its_cte_read_fault": f"{_ITS}: Collection Table read for ICID {{icid}}: faulted",
-        "gicv3_its_ite_read": f"{_ITS}: Interrupt Table read for ITTaddr {{itt_addr}} EventID {{event_id}}: {_ITE}",
-        "gicv3_its_ite_read_fault": (
-            f"{_ITS}: Interrupt Table read for ITTaddr {{itt_addr}} EventID {{event_id}}: faulted"
-        ),
-        "gicv3_its_ite_write": f"{_ITS}: Interrupt Table write for ITTaddr {{itt_addr}} EventID {{event_id}}: {_ITE}",
-        "gicv3_its_dte_read": (
-            f"{_ITS}: Device Table read for DeviceID {{device_id}}: valid {{valid}} size {{size}} ITTaddr {{itt_addr}}"
-        ),
-        "gicv3_its_dte_write": (
-            f"{_ITS}: Device Table write for DeviceID {{device_id}}: valid {{valid}} size {{size}} ITTaddr {{itt_addr}}"
-        ),
-        "gicv3_its_dte_read_fault": f"{_ITS}: Device Table read for DeviceID {{device_id}}: faulted",
-        "gicv3_its_vte_read": (
-            f"{_ITS}: vPE Table read for vPEID {{vpe_id}}: valid {{valid}} VPTsize {{vpt_size}} VPTaddr {{vpt_addr}}"
-            " RDbase {rdbase}"
-        ),
-        "gicv3_its_vte_read_fault": f"{_ITS}: vPE Table read for vPEID {{vpe_id}}: faulted",
-        "gicv3_its_vte_write": (
-            f"{_ITS}: vPE Table write for vPEID {{vpe_id}}: valid {{valid}} VPTsize {{vpt_size}} VPTaddr {{vpt_addr}}"
-            " RDbase {rdbase}"
-        ),
+        "cmd_vinvall": ": command VINVALL vPEID {vpe_id}",
+        "cmd_unknown": ": unknown command {opcode}",
+        "cte_read": ": Collection Table read for ICID {icid}: valid {valid} RDBase {rdbase}",
+        "cte_write": ": Collection Table write for ICID {icid}: valid {valid} RDBase {rdbase}",
+        "cte_read_fault": ": Collection Table read for ICID {icid}: faulted",
+        "ite_read": f": Interrupt Table read for {_ITE}{_ITE_FIELDS}",
+        "ite_write": f": Interrupt Table write for {_ITE}{_ITE_FIELDS}",
+        "ite_read_fault": f": Interrupt Table read for {_ITE}faulted",
+        "dte_read": f": Device Table read for DeviceID {{device_id}}: {_DTE_FIELDS}",
+        "dte_write": f": Device Table write for DeviceID {{device_id}}: {_DTE_FIELDS}",
+        "dte_read_fault": ": Device Table read for DeviceID {device_id}: faulted",
+        "vte_read": f": vPE Table read for vPEID {{vpe_id}}: {_VTE_FIELDS}",
+        "vte_write": f": vPE Table write for vPEID {{vpe_id}}: {_VTE_FIELDS}",
+        "vte_read_fault": ": vPE Table read for vPEID {vpe_id}: faulted",
     }
 )
 
 _PATTERNS = {
-    event: re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>0x[0-9a-f]+|\\d+)", re.escape(text)))
+    event: re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>0x[0-9a-f]+|\\d+)", re.escape("GICv3 ITS" + text)))
     for event, text in FORMATS.items()
 }
-_PREFIX = re.compile(r"(?:(?P<pid>\d+)@(?P<sec>\d+)\.(?P<usec>\d{6}):)?(?P<event>gicv3_its_\w+) ")
+_PREFIX = re.compile(r"(?:(?P<pid>\d+)@(?P<sec>\d+)\.(?P<usec>\d{6}):)?gicv3_its_(?P<event>\w+) ")
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 @dataclass(frozen=True, slots=True)
 class QemuRecord:
-    """One trace event of QEMU's ITS: its name without `gicv3_its_`, and its operands by the names of `FORMATS`.
+    """One trace event of QEMU's ITS: event and operands, by the names that `FORMATS` has for them.
 
-    Units: `time_ns` is the host's wall clock, exact to the microsecond; None, as `pid`, where lines have no prefix.
+    Units: `time_ns` is the host's wall clock, exact to the microsecond; None, as `pid`, where lines have no
+    prefix.
     """
 
     line: int
@@ -140,8 +130,8 @@ class QemuLog:
     def records(self) -> Iterator[QemuRecord]:
         """The ITS's trace events in order.
 
-        Raises: CaptureError for a file that cannot be read or uncompressed, NothingToAnalyzeError for one with no event
-                of an ITS.
+        Raises: CaptureError for a file that cannot be read or uncompressed, NothingToAnalyzeError for one
+        with no event of an ITS.
         """
         self.damage = []
         found = False
@@ -182,7 +172,7 @@ class QemuLog:
         text = line[head.end() :]
         body = _PATTERNS[head["event"]].fullmatch(text.rstrip())
         if body is None:
-            problem = f"line {number}: not the text of {head['event']}: {text[:60]!r}"
+            problem = f"line {number}: not the text of gicv3_its_{head['event']}: {text[:60]!r}"
             self.damage.append(Damage(offset_bytes, None, problem))
             return None
         time_ns = None
@@ -192,6 +182,6 @@ class QemuLog:
             line=number,
             time_ns=time_ns,
             pid=None if head["pid"] is None else int(head["pid"]),
-            event=head["event"].removeprefix("gicv3_its_"),
+            event=head["event"],
             operands={name: int(value, 0) for name, value in body.groupdict().items()},
         )
