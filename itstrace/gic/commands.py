@@ -65,7 +65,7 @@ _OPCODES: Mapping[int, Opcode] = MappingProxyType({int(opcode): opcode for opcod
 
 @dataclass(frozen=True, slots=True)
 class BitField:
-    """Bits [high:low] of doubleword `dw`; the value is `bits << shift`, plus `bias` (a size is stored minus 1)."""
+    """Bits [high:low] of doubleword `dw`; the value is `(bits << shift) + bias`: sizes are stored less 1."""
 
     dw: int
     high: int

@@ -55,7 +55,7 @@ _REDISTRIBUTOR_NAMES = {
 
 
 def its_register_name(offset: int) -> str | None:
-    """The name of the ITS register at `offset` (`GITS_BASER1`, `+4` for its upper half), if it has one here."""
+    """The name of the ITS register at `offset`, with `+4` for an upper half, if it has one here."""
     return _register_name(_NAMES, offset)
 
 
@@ -108,7 +108,7 @@ class GitsTyper:
 
 
 def decode_gits_typer(value: int) -> GitsTyper:
-    """What a GITS_TYPER value says; the fields are [0], [1], [7:4], [12:8], [17:13], [18], [19], [31:24], [37:32].
+    """What a GITS_TYPER value says: bits [0] [1] [7:4] [12:8] [17:13] [18] [19] [31:24] [35:32] [36] [37].
 
     Source: GITS_TYPER_*; CIDbits, CIL: hw/intc/gicv3_internal.h:GITS_TYPER (QEMU)
     """
@@ -164,7 +164,8 @@ BASER_TYPE_COLLECTION = 4
 class GitsBaser:
     """GITS_BASER<n>: V[63] Indirect[62] Type[58:56] Entry_Size[52:48] PA Page_Size[9:8] Size[7:0].
 
-    Entry_Size is bytes minus one, Size pages minus one. The address is PA[47:12]; with 64 KiB pages it is PA[47:16], and [15:12] are PA[51:48].
+    Entry_Size is bytes minus one, Size pages minus one.
+    The address is PA[47:12]; with 64 KiB pages it is PA[47:16], and [15:12] are PA[51:48].
     """
 
     valid: bool

@@ -305,12 +305,15 @@ def movall(gic: Gic, its: Its, command: Command) -> list[Effect]:
     if source == target:
         return [fx.CommandIgnored(its.key, command, fx.IgnoredReason.SAME_TARGET)]
     effects: list[Effect] = []
+    pending = sorted(gic.redistributor(source).pending)
     if gic.profile.lpi_has_target:
         for intid, lpi in sorted(gic.lpis.items()):
-            if lpi.target_vcpu == source:
+            unknown = lpi.target_vcpu is None and lpi.assumed
+            if lpi.target_vcpu == source or (unknown and intid in pending):
                 effects += gic.retarget(intid, target)
-    for intid in sorted(gic.redistributor(source).pending):
-        effects += gic.move_pending(intid, source, target)
+    else:
+        for intid in pending:
+            effects += gic.move_pending(intid, source, target)
     return effects + gic.invalidate_cache(its)
 
 

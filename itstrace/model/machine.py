@@ -117,6 +117,13 @@ class Gic:
             effects.append(fx.UnknownCommand(key, command, gicv4=isinstance(opcode, Opcode)))
         return effects
 
+    def skip(self, key: int) -> None:
+        """A slot of the queue that could not be read: passed over.
+
+        Kernel: vgic-its.c:vgic_its_process_commands (v6.12)
+        """
+        self._advance(self.its[key])
+
     def _advance(self, its: Its) -> None:
         """GITS_CREADR goes on by one command, and around at the end of the queue.
 
@@ -311,6 +318,8 @@ class Gic:
             its.creadr = its.cwriter = 0
             if merged is None:
                 return []
+            if self.profile.page_size_bytes:
+                its.cbaser = merged = merged & ~0xF000  # vgic-its.c:vgic_sanitise_its_cbaser: 64 KiB aligned
             queue = reg.decode_gits_cbaser(merged)
             return [fx.QueueSet(key, queue.queue_gpa, queue.size_bytes, queue.valid)]
         if reg.GITS_CWRITER <= offset < reg.GITS_CWRITER + 8:
@@ -359,19 +368,20 @@ class Gic:
         Kernel: vgic-its.c:vgic_mmio_write_its_baser (v6.12; v7.3 frees the objects on every change)
         """
         number = (offset - reg.GITS_BASER) // 8
-        types = (reg.BASER_TYPE_DEVICE, reg.BASER_TYPE_COLLECTION)
-        if self.profile.page_size_bytes and number >= len(types):
+        tables = self.profile.tables
+        if tables is not None and number >= len(tables):
             return []
         if its.enabled:
             name = f"GITS_BASER{number}"
             return [fx.RegisterIgnored(name, value, fx.RegisterReason.ITS_ENABLED, its=its.key)]
         old = its.baser.get(number)
         new = _merge(old, offset % 8, value, size_bytes)
-        if new is not None and self.profile.page_size_bytes:
-            # Type, Entry_Size and Page_Size cannot be chosen, and a collection table is always flat.
-            fixed = types[number] << 56 | 7 << 48 | 2 << 8
-            new = new & ~(7 << 56 | 0x1F << 48 | 3 << 8) | fixed
-            if types[number] == reg.BASER_TYPE_COLLECTION:
+        if new is not None and tables is not None:
+            table_type, entry_size_bytes = tables[number]
+            new = new & ~(7 << 56 | 0x1F << 48) | table_type << 56 | (entry_size_bytes - 1) << 48
+        if new is not None and self.profile.page_size_bytes:  # KVM: and a collection table is always flat
+            new = new & ~(3 << 8) | 2 << 8
+            if reg.decode_gits_baser(new).table_type == reg.BASER_TYPE_COLLECTION:
                 new &= ~(1 << 62)
         its.baser[number] = new
         effects: list[Effect] = [fx.TableSet(its.key, number, new)]

@@ -16,6 +16,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from itstrace.gic.registers import BASER_TYPE_COLLECTION, BASER_TYPE_DEVICE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -42,6 +44,10 @@ class Profile:
     baser_needs_valid: bool = True
     #: The only page size of GITS_BASER<n>. Kernel: vgic-its.c:vgic_sanitise_its_baser.
     page_size_bytes: int | None = None
+    #: GITS_BASER<n>: Type and bytes of an entry, which cannot be chosen; those beyond are not there. None: as
+    #: written. Kernel: vgic-its.c:vgic_mmio_write_its_baser. QEMU: arm_gicv3_its_common.c and
+    #: arm_gicv3_its.c:gicv3_its_reset_hold, without virtual LPIs.
+    tables: tuple[tuple[int, int], ...] | None = None
     #: Bits of device, event, collection and interrupt ids. KVM: GITS_TYPER 0x1ef71,
     #: vgic.h:INTERRUPT_ID_BITS_ITS.
     #: None: whatever the tables allow.
@@ -103,6 +109,7 @@ KVM_6_12 = Profile(
     fine_faults=False,
     baser_needs_valid=False,
     page_size_bytes=65536,
+    tables=((BASER_TYPE_DEVICE, 8), (BASER_TYPE_COLLECTION, 8)),
     device_bits=16,
     event_bits=16,
     intid_bits=16,
@@ -125,6 +132,7 @@ KVM_7_3 = replace(KVM_6_12, name="kvm-7.3", duplicate_lpi_refused=True, changed_
 
 QEMU = Profile(
     name="qemu",
+    tables=((BASER_TYPE_DEVICE, 8), (BASER_TYPE_COLLECTION, 8)),
     device_bits=16,
     event_bits=16,
     intid_bits=16,

@@ -10,12 +10,11 @@ captures.
 
 from __future__ import annotations
 
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import zstandard
 
@@ -92,7 +91,9 @@ _PATTERNS = {
 }
 _PREFIX = re.compile(r"(?:(?P<pid>\d+)@(?P<sec>\d+)\.(?P<usec>\d{6}):)?gicv3_its_(?P<event>\w+) ")
 
+#: The first bytes of a zstd frame. Source: RFC 8878, 3.1.1
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class QemuRecord:
 
 
 class QemuLog:
-    """A QEMU log, plain or zstd-compressed. `damage` is complete after one full reading of `records`."""
+    """A QEMU log, plain or zstd-compressed; `damage` is complete after one full reading of `records`."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -137,13 +138,12 @@ class QemuLog:
         found = False
         offset_bytes = 0
         try:
-            with self._open() as stream:
-                for number, line in enumerate(stream, 1):
-                    record = self._record(line.decode(errors="replace").rstrip("\r\n"), number, offset_bytes)
-                    offset_bytes += len(line)
-                    if record is not None:
-                        found = True
-                        yield record
+            for number, line in enumerate(self._lines(), 1):
+                record = self._record(line.decode(errors="replace").rstrip("\r\n"), number, offset_bytes)
+                offset_bytes += len(line)
+                if record is not None:
+                    found = True
+                    yield record
         except (OSError, zstandard.ZstdError) as error:
             raise CaptureError(
                 self.path, f"cannot be read: {error}", offset_bytes=offset_bytes, expected="a QEMU trace log"
@@ -155,13 +155,31 @@ class QemuLog:
                 advice='record with: qemu-system-aarch64 ... -trace "gicv3_its_*" -D its.log',
             )
 
-    def _open(self) -> IO[bytes]:
-        file = self.path.open("rb")
-        magic = file.read(len(_ZSTD_MAGIC))
-        file.seek(0)
-        if magic != _ZSTD_MAGIC:
-            return file
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, closefd=True))
+    def _lines(self) -> Iterator[bytes]:
+        """The log's lines, uncompressed; what is left at the end counts as one."""
+        rest = b""
+        for chunk in self._chunks():
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from (line + b"\n" for line in lines)
+        if rest:
+            yield rest
+
+    def _chunks(self) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            chunk = file.read(_CHUNK_BYTES)
+            if not chunk.startswith(_ZSTD_MAGIC):
+                while chunk:
+                    yield chunk
+                    chunk = file.read(_CHUNK_BYTES)
+                return
+            frame = zstandard.ZstdDecompressor().decompressobj()
+            while chunk:
+                yield frame.decompress(chunk)
+                chunk = frame.unused_data or file.read(_CHUNK_BYTES)
+                if frame.eof and chunk:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+            if not frame.eof:
+                self.damage.append(Damage(file.tell(), None, "the compressed log is cut short"))
 
     def _record(self, line: str, number: int, offset_bytes: int) -> QemuRecord | None:
         """The record of a line, None for any other line; a line that is torn goes to `damage`."""
