@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import polars as pl
 
@@ -118,6 +118,10 @@ class Capture(Protocol):
         """Records per event and CPU. Shape: rows of COUNTS."""
         ...
 
+    def span(self) -> tuple[int | None, int | None]:
+        """Times of the first and the last record, in ns; None where there is none."""
+        ...
+
     def gaps(self) -> pl.DataFrame:
         """Stretches in which records were lost. Shape: rows of GAPS."""
         ...
@@ -127,5 +131,13 @@ class Capture(Protocol):
         ...
 
     def close(self) -> None:
+        """Let go of the file."""
+        ...
+
+    def __enter__(self) -> Self:
+        """The capture itself."""
+        ...
+
+    def __exit__(self, *exception: object) -> None:
         """Let go of the file."""
         ...

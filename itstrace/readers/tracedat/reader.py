@@ -57,6 +57,8 @@ class _Tally:
     more_damage: int = 0
     records: int = 0
     disorder: int = 0
+    first_ns: int | None = None
+    last_ns: int | None = None
     complete: bool = False
 
     def bad(self, offset_bytes: int | None, cpu: int | None, problem: str) -> None:
@@ -140,6 +142,11 @@ class TraceDat:
             name = f"unknown:{number}" if event is None else event.full_name
             rows.extend((name, int(cpu), int(per_cpu[cpu])) for cpu in np.flatnonzero(per_cpu))
         return pl.DataFrame(rows, schema=COUNTS, orient="row").sort("event", "cpu")
+
+    def span(self) -> tuple[int | None, int | None]:
+        """Times of the first and the last record, in ns; None where there is none."""
+        tally = self._complete()
+        return tally.first_ns, tally.last_ns
 
     def gaps(self) -> pl.DataFrame:
         """Stretches in which records were lost; `from_ns` is null where nothing was recorded before.
@@ -229,6 +236,10 @@ class TraceDat:
             first += length
         base = tally.records
         tally.records += len(times)
+        if len(times):
+            first_ns, last_ns = int(times.min()), int(times.max())
+            tally.first_ns = first_ns if tally.first_ns is None else min(tally.first_ns, first_ns)
+            tally.last_ns = last_ns if tally.last_ns is None else max(tally.last_ns, last_ns)
         if not choices:
             return {}
         order = np.argsort(times, kind="stable")
