@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import polars as pl
@@ -76,7 +76,9 @@ def report(path: Path, *options: str) -> Report:
     return Report(records, lost, run.stderr.decode("utf-8", "replace"))
 
 
-def differences(event: EventFormat, ours: pl.DataFrame, texts: pl.Series, known: Mapping[str, str]) -> list[str]:
+def differences(
+    event: EventFormat, ours: pl.DataFrame, texts: pl.Series, known: Mapping[str, str], *, big_endian: bool = False
+) -> list[str]:
     """Compare one event's rows with the reference's texts, field by field; `known` names accepted differences."""
     names = [field.name for field in event.fields]
     if not names:
@@ -87,7 +89,7 @@ def differences(event: EventFormat, ours: pl.DataFrame, texts: pl.Series, known:
     for field, column, theirs in zip(event.fields, ours.iter_columns(), parts.iter_columns(), strict=True):
         if f"{event.name}.{field.name}" in known:
             continue
-        if not _equal(field, column, theirs.str.strip_chars()):
+        if not _equal(field, column, theirs.str.strip_chars(), "big" if big_endian else "little"):
             found.append(
                 f"{event.full_name}.{field.name} ({field.c_type}): ours {column.head(3).to_list()}, "
                 f"theirs {theirs.head(3).to_list()}"
@@ -95,14 +97,16 @@ def differences(event: EventFormat, ours: pl.DataFrame, texts: pl.Series, known:
     return found
 
 
-def _equal(field: EventField, ours: pl.Series, theirs: pl.Series) -> bool:
+def _equal(
+    field: EventField, ours: pl.Series, theirs: pl.Series, order: Literal["big", "little"]
+) -> bool:
     """Say whether a column equals the reference's text in the one notation that it uses for that field."""
     if theirs.null_count():
         return False
     if ours.dtype == pl.String:
-        return bool((ours.str.strip_chars() == theirs).all()) or _bytes_equal(ours, theirs)
+        return bool((ours.str.strip_chars() == theirs).all()) or _bytes_equal(ours, theirs, order)
     if ours.dtype.is_nested() or ours.dtype == pl.Binary:
-        return _bytes_equal(ours, theirs)
+        return _bytes_equal(ours, theirs, order)
     if ours.dtype == pl.Boolean:
         ours = ours.cast(pl.UInt8)
     bits = ours.cast(pl.Int64).to_numpy().view(np.uint64) if ours.dtype.is_signed_integer() else ours.cast(pl.UInt64).to_numpy()
@@ -121,7 +125,7 @@ def _equal(field: EventField, ours: pl.Series, theirs: pl.Series) -> bool:
     return False
 
 
-def _bytes_equal(ours: pl.Series, theirs: pl.Series) -> bool:
+def _bytes_equal(ours: pl.Series, theirs: pl.Series, order: Literal["big", "little"]) -> bool:
     """Compare arrays, which the reference prints as bytes, or as text where they can be printed."""
     width = {pl.UInt16: 2, pl.Int16: 2, pl.UInt32: 4, pl.Int32: 4, pl.UInt64: 8, pl.Int64: 8}
     inner = getattr(ours.dtype, "inner", None)
@@ -132,7 +136,7 @@ def _bytes_equal(ours: pl.Series, theirs: pl.Series) -> bool:
         elif isinstance(value, bytes):
             raw = value
         else:
-            raw = b"".join((int(v) & ((1 << 8 * each) - 1)).to_bytes(each, "little") for v in value)
+            raw = b"".join((int(v) & ((1 << 8 * each) - 1)).to_bytes(each, order) for v in value)
         shown = re.fullmatch(r"ARRAY\[(.*)\]", text)
         if shown is None:
             if raw.split(b"\0", 1)[0].decode("utf-8", "replace").strip() != text:
