@@ -18,7 +18,7 @@ from itstrace.readers.images import SavedImages, read_saved_images
 from itstrace.tables import COLLECTION_ROWS, DEVICE_ROWS, EVENT_ROWS, LPI_ROWS, Tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 #: Most bytes of a text dump; one of 512 vCPUs and 57,344 LPIs has 5 MiB.
@@ -278,9 +278,9 @@ def _its_state(lines: _Lines) -> Tables:
             )
         events[device_id, event_id] = intid, icid
     return Tables(
-        devices=_frame(DEVICE_ROWS, [(device, bits, None) for device, bits in devices.items()]),
-        collections=_frame(COLLECTION_ROWS, list(targets.items())),
-        events=_frame(
+        devices=dumped_rows(DEVICE_ROWS, [(device, bits, None) for device, bits in devices.items()]),
+        collections=dumped_rows(COLLECTION_ROWS, list(targets.items())),
+        events=dumped_rows(
             EVENT_ROWS,
             [(*event, intid, icid, targets[icid]) for event, (intid, icid) in events.items()],
         ),
@@ -300,7 +300,7 @@ def _decimal(word: str) -> int:
     return int(word)
 
 
-def _frame(schema: pl.Schema, rows: list[tuple[int | None, ...]]) -> pl.DataFrame:
-    """Rows of a table in order, their VM and ITS unknown and nothing assumed."""
+def dumped_rows(schema: pl.Schema, rows: Sequence[tuple[int | None, ...]]) -> pl.DataFrame:
+    """Rows of a table by their ids, the VM and ITS unknown and nothing assumed. Shape: `schema`."""
     whole = [(None, None, *row, False) for row in rows]
     return pl.DataFrame(whole, schema, orient="row").sort(schema.names()[2:4])
