@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -12,8 +13,11 @@ from itstrace.lives import Lives, live
 from itstrace.observe import Observations, observe
 from itstrace.readers import open_capture
 from itstrace.readers.base import CaptureInfo, Damage
-from itstrace.replay import History, Seed, replay
+from itstrace.replay import History, replay
 from itstrace.rules import check
+
+if TYPE_CHECKING:
+    from itstrace.seed import Seed
 
 
 @dataclass(slots=True)
@@ -45,5 +49,7 @@ def analyze(path: Path | str, *, profile: str | None = None, seed: Seed | None =
         start_ns, end_ns = capture.span()
     history = replay(observations, kernel=info.kernel, profile=profile, seed=seed)
     lives = live(observations, history)
-    findings, skipped = check(observations, history, lives, gaps=gaps, damage=damage, end_ns=end_ns)
+    findings, skipped = check(
+        observations, history, lives, gaps=gaps, damage=damage, start_ns=start_ns, end_ns=end_ns
+    )
     return Analysis(info, start_ns, end_ns, counts, gaps, damage, observations, history, lives, findings, skipped)

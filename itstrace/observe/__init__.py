@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import polars as pl
@@ -10,6 +11,7 @@ from itstrace.observe import interrupts, state
 from itstrace.observe.catalogue import OBSERVATIONS, PROBES, Observation
 from itstrace.observe.collect import Raw, collect
 from itstrace.observe.commands import commands
+from itstrace.observe.evidence import lines
 from itstrace.observe.identity import Identity, identify
 from itstrace.readers.base import Capture
 
@@ -37,10 +39,19 @@ class Observations:
     runs: pl.DataFrame
     vm_events: pl.DataFrame
     markers: pl.DataFrame
+    #: Every fold of list registers: seq, time_ns, vm, vcpu, used.
+    folds: pl.DataFrame
+    #: Returns of fills: seq, time_ns, pid, intid.
+    fill_returns: pl.DataFrame
     #: The capture's event that feeds each probe.
     fed_by: dict[str, str]
     #: Records seen per probe.
     records: dict[str, int]
+    _raw: Raw
+
+    def lines(self, seqs: Iterable[int]) -> pl.DataFrame:
+        """The capture's own records of these seqs. Shape: seq, time_ns, cpu, event, text."""
+        return lines(self._raw, seqs)
 
     def covers(self, observation: Observation) -> bool:
         """Whether the capture's events suffice for an observation."""
@@ -78,6 +89,9 @@ def from_raw(raw: Raw, identity: Identity) -> Observations:
         runs=interrupts.runs(raw, identity),
         vm_events=state.vm_events(raw, identity),
         markers=state.markers(raw),
+        folds=identity.with_vm(raw["fold"]).select("seq", "time_ns", "vm", "vcpu", "used"),
+        fill_returns=raw["fill_end"].select("seq", "time_ns", "pid", "intid"),
         fed_by=raw.events,
         records={name: frame.height for name, frame in raw.frames.items() if frame.height},
+        _raw=raw,
     )

@@ -26,6 +26,8 @@ class Raw:
     events: dict[str, str] = field(default_factory=dict)
     #: Columns that the capture's definition of the probe does not give: all null in the frame.
     absent: dict[str, frozenset[str]] = field(default_factory=dict)
+    #: The event's field behind each (probe, column).
+    fields: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def __getitem__(self, probe: str) -> pl.DataFrame:
         return self.frames[probe]
@@ -58,11 +60,11 @@ def find_events(formats: Mapping[str, EventFormat]) -> dict[str, list[str]]:
     return found
 
 
-def _select(probe: Probe, fmt: EventFormat) -> tuple[list[pl.Expr], tuple[str, ...], frozenset[str]]:
-    """Expressions that make a probe's columns of an event's frame; the fields they need; the columns that it lacks."""
+def _select(probe: Probe, fmt: EventFormat) -> tuple[list[pl.Expr], dict[str, str], frozenset[str]]:
+    """Expressions that make a probe's columns of an event's frame; the field behind each; the columns that it lacks."""
     names = {f.name for f in fmt.fields}
     exprs: list[pl.Expr] = [pl.col(name) for name in HEAD]
-    needed: list[str] = []
+    needed: dict[str, str] = {}
     absent: set[str] = set()
     for column in probe.columns:
         source = next((f for f in column.fields if f in names), None)
@@ -70,9 +72,9 @@ def _select(probe: Probe, fmt: EventFormat) -> tuple[list[pl.Expr], tuple[str, .
             exprs.append(pl.lit(None, dtype=column.dtype).alias(column.name))
             absent.add(column.name)
         else:
-            needed.append(source)
+            needed[column.name] = source
             exprs.append(_cast(pl.col(source), _dtype(fmt, source), column.dtype).alias(column.name))
-    return exprs, tuple(needed), frozenset(absent)
+    return exprs, needed, frozenset(absent)
 
 
 def _dtype(fmt: EventFormat, name: str) -> pl.DataType:
@@ -111,7 +113,7 @@ def collect(capture: Capture) -> Raw:
     plans = {key: _select(PROBES[key[0]], capture.formats[key[1]]) for key in candidates}
     wanted: dict[str, tuple[str, ...] | None] = {}
     for (_, event), (_, fields, _) in plans.items():
-        wanted[event] = tuple(dict.fromkeys((*(wanted.get(event) or ()), *fields)))
+        wanted[event] = tuple(dict.fromkeys((*(wanted.get(event) or ()), *fields.values())))
     parts: dict[tuple[str, str], list[pl.DataFrame]] = {key: [] for key in candidates}
     for block in capture.blocks(wanted):
         for key in candidates:
@@ -126,13 +128,15 @@ def collect(capture: Capture) -> Raw:
     frames: dict[str, pl.DataFrame] = {}
     events: dict[str, str] = {}
     absent: dict[str, frozenset[str]] = {}
+    fields: dict[tuple[str, str], str] = {}
     for name, event in candidates:
         # Of several events for one probe the first that fired serves; they record the same thing.
         if name not in events or (name not in frames and parts[name, event]):
             events[name], absent[name] = event, plans[name, event][2]
+            fields.update({(name, column): source for column, source in plans[name, event][1].items()})
             if parts[name, event]:
                 frames[name] = pl.concat(parts.pop((name, event)))
     for name, probe in PROBES.items():
         if name not in frames:
             frames[name] = pl.DataFrame(schema=HEAD | {c.name: c.dtype for c in probe.columns})
-    return Raw(frames, events, absent)
+    return Raw(frames, events, absent, fields)

@@ -1,1 +1,61 @@
-"""TODO"""
+"""Rules: what can go wrong, one file each. A rule never reads a capture; it looks at what was made of it."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import polars as pl
+
+from itstrace.findings import Evidence, Finding, SkippedRule
+from itstrace.lives import Lives
+from itstrace.observe import OBSERVATIONS, Observations
+from itstrace.readers.base import Damage
+from itstrace.replay import History
+from itstrace.rules.case import Case
+from itstrace.rules.registry import HEADINGS, RULES, Rule
+
+__all__ = ["HEADINGS", "RULES", "Rule", "check"]
+
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith("its")):
+    importlib.import_module(f"{__name__}.{_module}")
+
+
+def check(
+    observations: Observations,
+    history: History,
+    lives: Lives,
+    *,
+    gaps: pl.DataFrame,
+    damage: Sequence[Damage],
+    start_ns: int | None = None,
+    end_ns: int | None = None,
+) -> tuple[list[Finding], list[SkippedRule]]:
+    """Run every rule whose observations were made.
+
+    Shape: findings, the worst first, with their evidence spelled out; and the rules that could not run.
+    """
+    seen = {observation.name for observation in OBSERVATIONS if observations.covers(observation)}
+    missing = {code: tuple(need for need in rule.needs if need not in seen) for code, rule in RULES.items()}
+    skipped = {code: lacks for code, lacks in missing.items() if lacks}
+    found: list[Finding] = []
+    for code, rule in RULES.items():
+        if code not in skipped:
+            found += rule.check(Case(observations, history, lives, gaps, damage, start_ns, end_ns, rule, skipped))
+    found.sort(key=lambda f: (f.severity.rank, f.confidence.rank, f.code, f.time_ns or 0))
+    return _with_evidence(found, observations), [
+        SkippedRule(code, RULES[code].name, lacks) for code, lacks in skipped.items()
+    ]
+
+
+def _with_evidence(findings: Iterable[Finding], observations: Observations) -> list[Finding]:
+    findings = list(findings)
+    lines = observations.lines(seq for finding in findings for seq in finding.seqs)
+    by_seq = {
+        seq: Evidence(time_ns, cpu, event, text, seq) for seq, time_ns, cpu, event, text in lines.iter_rows()
+    }
+    return [
+        replace(finding, evidence=tuple(by_seq[seq] for seq in finding.seqs if seq in by_seq)) for finding in findings
+    ]

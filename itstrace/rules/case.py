@@ -1,0 +1,153 @@
+"""What a rule may look at: observations, table history and lives of one capture, with what was lost of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+
+from itstrace.findings import Confidence, Finding, Severity
+from itstrace.lives import Lives
+from itstrace.observe import Observations
+from itstrace.observe.joins import before
+from itstrace.readers.base import Damage
+from itstrace.replay import History
+from itstrace.rules.registry import Rule
+
+#: An end that never comes.
+NEVER = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One capture, as the rule that looks at it sees it."""
+
+    observations: Observations
+    history: History
+    lives: Lives
+    gaps: pl.DataFrame
+    damage: Sequence[Damage]
+    start_ns: int | None
+    end_ns: int | None
+    rule: Rule
+    skipped: dict[str, tuple[str, ...]]
+
+    def finding(self, message: str, **details: Any) -> Finding:
+        """A finding of this rule; severity, confidence and advice may be given, else they are the rule's."""
+        given = {
+            "severity": self.rule.severity,
+            "confidence": Confidence.CERTAIN,
+            "advice": self.rule.section("What to do"),
+            **details,
+        }
+        return Finding(code=self.rule.code, name=self.rule.name, kind=self.rule.kind, message=message, **given)
+
+    # --- what was lost
+
+    def lost(self, from_ns: int | None, to_ns: int | None) -> bool:
+        """Whether records of any CPU were lost within a span (None: open at that end)."""
+        if self.gaps.is_empty():
+            return False
+        over = pl.lit(value=True)
+        if to_ns is not None:
+            over &= pl.col("from_ns").is_null() | (pl.col("from_ns") <= to_ns)
+        if from_ns is not None:
+            over &= pl.col("to_ns").is_null() | (pl.col("to_ns") >= from_ns)
+        return not self.gaps.filter(over).is_empty()
+
+    def without_lost(self, rows: pl.DataFrame, from_ns: str, to_ns: str) -> pl.DataFrame:
+        """Rows whose span (two columns of times) holds no lost records."""
+        if self.gaps.is_empty() or rows.is_empty():
+            return rows
+        keep = [not self.lost(a, b) for a, b in rows.select(from_ns, to_ns).iter_rows()]
+        return rows.filter(pl.Series(keep, dtype=pl.Boolean))
+
+    # --- table history
+
+    def ends_of(self, commands: pl.Series) -> pl.Series:
+        """The record by which each command had surely taken effect (null stays null; unknown ends are NEVER)."""
+        ends = self.observations.commands.select(pl.col("seq"), pl.col("end_seq").fill_null(NEVER))
+        return pl.DataFrame({"seq": commands}).join(ends, on="seq", how="left", maintain_order="left")["end_seq"]
+
+    def live_rows(self, frame: pl.DataFrame, keys: dict[str, Any], seq: int) -> list[dict[str, Any]]:
+        """Rows of an interval frame with these keys that hold at a record. For a few look-ups, not for many."""
+        for name, value in keys.items():
+            frame = frame.filter(pl.col(name) == value)
+        begun = pl.col("from_seq").is_null() | (pl.col("from_seq") <= seq)
+        return frame.filter(begun & (pl.col("to_seq").is_null() | (pl.col("to_seq") > seq))).to_dicts()
+
+    def compare(self, rows: pl.DataFrame, frame: pl.DataFrame, keys: list[str], column: str, *, seen: str, end: str) -> pl.DataFrame:
+        """Rows in which what was seen is not what the tables held, nor what they held while a command was under way.
+
+        `rows` has `keys`, `seq`, `end` (its own end) and `seen`; `frame` is an interval frame. A command takes effect at some
+        moment between its record and its end, so around it both the old and the new value are right.
+        Shape: those rows, with `expected`, `since_seq`, `set_by`, `assumed` (of the entry that held; null: none held), and
+            `known` (the history has any entry for the key at or before the row).
+        """
+        held = frame.with_columns(
+            begin=pl.col("from_seq").fill_null(0), until=self.ends_of(frame["ended_by"]).alias("until")
+        )
+        # Where no command ended it (a restore, a reset), it ended at once.
+        held = held.with_columns(
+            until=pl.when(pl.col("to_seq").is_null()).then(NEVER).otherwise(pl.coalesce("until", "to_seq"))
+        )
+        entries = held.select(*keys, "set_by", "assumed", "until", "to_seq", begin="begin", seq="begin", value=column)
+        tried = before(
+            rows.with_columns(seq=pl.col("seq") + 1), entries, keys,
+            expected="value", since_seq="begin", set_by="set_by", assumed="assumed", _until="until", _to="to_seq",
+        ).with_columns(seq=pl.col("seq") - 1)
+        right = (pl.col("expected") == pl.col(seen)) & (pl.col("seq") <= pl.col("_until"))
+        wrong = tried.filter(right.fill_null(value=False).not_())
+        wrong = wrong.with_columns(known=pl.col("since_seq").is_not_null())
+        if wrong.is_empty():
+            return wrong.drop("_until", "_to")
+        # The few that remain may have met a value that was just going, or just coming.
+        also = held.select(*keys, _begin="begin", _until2="until", _value=column)
+        met = wrong.join(also, on=keys, how="inner").filter(
+            (pl.col("_value") == pl.col(seen)) & (pl.col("_begin") <= pl.col(end).fill_null(NEVER)) & (pl.col("_until2") >= pl.col("seq"))
+        )
+        wrong = wrong.filter(~pl.col("seq").is_in(met["seq"].implode()))
+        gone = pl.col("_to").is_not_null() & (pl.col("_to") <= pl.col("seq"))
+        return wrong.with_columns(
+            expected=pl.when(~gone).then("expected"), assumed=pl.when(~gone).then("assumed"), gone_by=pl.when(gone).then("_to")
+        ).drop("_until", "_to")
+
+    def command_text(self, seq: int | None) -> str:
+        """A command as text, with when it was; empty for none."""
+        if seq is None:
+            return ""
+        rows = self.history.verdicts.filter(pl.col("seq") == seq)
+        return str(rows["text"][0]) if rows.height else ""
+
+    def command_time(self, seq: int | None) -> int | None:
+        """When a command was read."""
+        rows = self.observations.commands.filter(pl.col("seq") == seq) if seq is not None else None
+        return None if rows is None or rows.is_empty() else int(rows["time_ns"][0])
+
+    def event_of(self, vm: int, intid: int, seq: int) -> tuple[int | None, int | None, int | None]:
+        """(ITS, device, event) that maps an LPI at a record, or last did; Nones where none is known."""
+        rows = self.history.mappings.filter((pl.col("vm") == vm) & (pl.col("intid") == intid))
+        rows = rows.filter(pl.col("from_seq").is_null() | (pl.col("from_seq") <= seq)).tail(1)
+        return rows.select("its", "device_id", "event_id").row(0) if rows.height else (None, None, None)
+
+    def known_its(self, vm: int, its: int | None) -> bool:
+        """Whether an ITS is known from its first command on."""
+        rows = self.observations.itss.filter((pl.col("vm") == vm) & (pl.col("its") == its))
+        return bool(rows.height and rows["complete"][0])
+
+    def for_rule(self, rule: Rule) -> Case:
+        """The same case for another rule."""
+        return replace(self, rule=rule)
+
+
+def milder(severity: Severity, *, when: bool, to: Severity) -> Severity:
+    """A lower severity where a condition says so."""
+    return to if when else severity
+
+
+def first_some(seqs: Iterable[int | None], limit: int = 12) -> tuple[int, ...]:
+    """Up to `limit` records for evidence, in order, without doubles."""
+    found = sorted({seq for seq in seqs if seq is not None})
+    return tuple(found[:limit])

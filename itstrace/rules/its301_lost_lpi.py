@@ -1,0 +1,103 @@
+"""ITS301: pending and enabled, its vCPU runs, and it is not delivered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import polars as pl
+
+from itstrace.findings import Confidence, Finding, Kind, Severity
+from itstrace.observe.joins import after, before
+from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules.registry import rule
+from itstrace.units import duration, seconds, times
+
+LPI = ["vm", "intid"]
+VCPU = ["vm", "vcpu"]
+#: Fewer list registers than any GIC has that KVM runs on; with that many in use an LPI may have to wait its turn.
+_LIST_REGISTERS = 4
+
+
+@rule("ITS301", kind=Kind.LIFE, severity=Severity.ERROR, needs=("QUEUEINGS", "LIST_REGISTERS", "RUNS"))
+def lost_lpi(case: Case) -> Iterator[Finding]:
+    """An enabled LPI is pending, its vCPU leaves and enters the guest, and does not take it along.
+
+    ## What it finds
+    An LPI that was queued, pending and enabled, for a vCPU which then left the guest and entered it again without the LPI in a
+    list register. KVM fills every pending LPI of a vCPU at every entry, so it is on no list: lost until something else (another
+    MSI, INV, a move) sets it going, or for ever.
+
+    ## Why it matters
+    The device has raised its interrupt and waits; the driver in the guest never hears of it. Disks time out, networks stall.
+
+    ## Where it comes from
+    vgic_queue_irq_unlock that does not put the LPI on the ap_list; an ap_list emptied (vgic_flush_pending_lpis) while the latch
+    stays set; a fold that drops a list register's state.
+
+    ## When it is wrong
+    An LPI that is moved on its way is judged by other rules. With all list registers in use an LPI waits its turn: the finding
+    is then only likely. An entry that was under way when the LPI was queued is not counted, nor is one near lost records.
+
+    ## What to do
+    Follow the LPI with `itstrace lpi`: what came between its queueing and the vCPU's next entry? Does a later MSI find it
+    without an owner (vcpup=0) although its latch is set?
+    """
+    rows = _passed_over(case)
+    for (vm, intid), mine in rows.group_by(LPI, maintain_order=True):
+        first = mine.row(0, named=True)
+        never = int(mine["next_fill"].is_null().sum())
+        its, device, event = case.event_of(vm, intid, first["seq"])
+        worst = mine.select((pl.col("next_fill_ns") - pl.col("time_ns")).max()).item()
+        after_all = f", for {duration(worst)} at the longest" if worst is not None else ""
+        gone = f"; {times(never)} it never came" if never else ""
+        crowded = bool(mine["crowded"].all())
+        yield case.finding(
+            f"LPI {intid} was pending and enabled for vCPU {first['vcpu']} at {seconds(first['time_ns'])}, but the vCPU entered "
+            f"the guest at {seconds(first['entry_ns'])} without it. Passed over {times(mine.height)}{after_all}{gone}.",
+            confidence=Confidence.LIKELY if crowded else Confidence.CERTAIN,
+            vm=vm, its=its, device_id=device, event_id=event, intid=intid, vcpus=(first["vcpu"],),
+            time_ns=first["time_ns"], end_ns=mine["entry_ns"].max(), count=mine.height,
+            seqs=first_some([first["seq"], first["exit_seq"], first["entry_seq"], first["next_queue"], first["next_fill"]]),
+        )
+
+
+def _passed_over(case: Case) -> pl.DataFrame:
+    """Queueings after which the vCPU left and entered the guest without the LPI, one row per stretch in which it waited."""
+    obs = case.observations
+    runs = obs.runs.select("vm", "vcpu", "enter_ns", "exit_seq", seq="enter_seq", entry_ns="enter_ns")
+    exits = obs.runs.filter(pl.col("exit_seq").is_not_null()).select("vm", "vcpu", seq="exit_seq")
+    rows = obs.queueings.filter(pl.col("pending") & pl.col("enabled") & ~pl.col("active")).with_columns(
+        vcpu=pl.coalesce("owner_vcpu", "target_vcpu")
+    ).drop_nulls("vcpu")
+    # Only vCPUs whose running is known; the rest cannot be judged.
+    rows = rows.join(runs.select(VCPU).unique(), on=VCPU, how="semi")
+    rows = after(rows, obs.fills, LPI, next_fill="seq", next_fill_ns="time_ns")
+    rows = after(rows, obs.queueings, LPI, next_queue="seq")
+    rows = after(rows, exits, VCPU, exit_seq="seq")
+    rows = rows.rename({"seq": "queued"}).with_columns(seq=pl.col("exit_seq").fill_null(NEVER))
+    rows = after(rows, runs, VCPU, entry_seq="seq", entry_ns="entry_ns").drop("seq").rename({"queued": "seq"})
+    end = pl.min_horizontal(pl.col("next_fill").fill_null(NEVER), *_excuses(case, rows))
+    rows = rows.filter(pl.col("entry_seq").is_not_null() & (pl.col("entry_seq") < end))
+    rows = before(rows, obs.fills, LPI, last_fill="seq")
+    # One stretch of waiting is one: the queueings between two fills.
+    rows = rows.sort("seq").unique(["vm", "intid", "last_fill"], keep="first", maintain_order=True)
+    used = obs.folds.select("vm", "vcpu", "used", seq="seq")
+    rows = rows.rename({"seq": "queued"}).with_columns(seq=pl.col("entry_seq"))
+    rows = after(rows, used, VCPU, used="used").drop("seq").rename({"queued": "seq"}).sort("seq")
+    rows = rows.with_columns(crowded=pl.col("used").fill_null(0) >= _LIST_REGISTERS)
+    return case.without_lost(rows, "time_ns", "entry_ns")
+
+
+def _excuses(case: Case, rows: pl.DataFrame) -> list[pl.Series]:
+    """For each row, records after which the LPI had no business on that vCPU: moved, disabled, cleared, torn down."""
+    history = case.history
+    moved = history.targets.filter(pl.col("from_seq").is_not_null()).select("vm", "intid", seq="from_seq")
+    seen = case.observations.retargets.select("vm", "intid", "seq")
+    disabled = history.configurations.filter(~pl.col("enabled") & pl.col("from_seq").is_not_null()).select("vm", "intid", seq="from_seq")
+    stopped = case.lives.latches.filter(~pl.col("latched") & (pl.col("by") != "fill")).select("vm", "intid", "seq")
+    found = []
+    for frame in (moved, seen, disabled, stopped):
+        found.append(after(rows.select("vm", "intid", "seq"), frame, LPI, stop="seq")["stop"].fill_null(NEVER))
+    ends = case.observations.vms.select("vm", stop=pl.col("to_seq").fill_null(NEVER))
+    found.append(rows.sort("seq").join(ends, on="vm", how="left", maintain_order="left")["stop"])
+    return found

@@ -1,0 +1,41 @@
+"""ITS903: events that rules need were not recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from itstrace.findings import Finding, Kind, Severity
+from itstrace.observe import OBSERVATIONS, PROBES
+from itstrace.rules.case import Case
+from itstrace.rules.registry import rule
+
+
+@rule("ITS903", kind=Kind.EVIDENCE, severity=Severity.NOTE)
+def missing_observation(case: Case) -> Iterator[Finding]:
+    """Events that rules need were not recorded.
+
+    ## What it finds
+    Rules that could not run, because the capture has none of the events that one of their observations is made of.
+
+    ## Why it matters
+    That such a rule found nothing says nothing.
+
+    ## Where it comes from
+    Stock kernels have no tracepoint for ITS commands, LPIs or list registers: they must be recorded with dynamic events.
+
+    ## When it is wrong
+    Where the events have other names than ours; then they are not recognised.
+
+    ## What to do
+    Record the functions named in the message: each is a kprobe or kretprobe on that function of KVM.
+    """
+    lacking = sorted({name for names in case.skipped.values() for name in names})
+    for name in lacking:
+        observation = next(o for o in OBSERVATIONS if o.name == name)
+        codes = [code for code, names in case.skipped.items() if name in names]
+        missing = [probe for probe in observation.fed_by[0] if probe not in case.observations.fed_by]
+        wanted = ", ".join(f"{PROBES[probe].events[0]} ({PROBES[probe].kernel})" for probe in missing)
+        yield case.finding(
+            f"{name} ({observation.what}) was not recorded, so {', '.join(codes)} could not run. Missing: {wanted}.",
+            count=len(codes),
+        )

@@ -1,0 +1,40 @@
+"""ITS905: the file is cut short or damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from itstrace.findings import Finding, Kind, Severity
+from itstrace.rules.case import Case
+from itstrace.rules.registry import rule
+from itstrace.units import times
+
+
+@rule("ITS905", kind=Kind.EVIDENCE, severity=Severity.WARNING)
+def damaged_capture(case: Case) -> Iterator[Finding]:
+    """The capture file is cut short or damaged; what could be read was used.
+
+    ## What it finds
+    Places at which the file ends too early, or does not hold what its format says.
+
+    ## Why it matters
+    Records from there on are missing, without the kernel having counted them.
+
+    ## Where it comes from
+    A disk that ran full, a copy that was interrupted, a host that crashed while recording, a mail gateway.
+
+    ## When it is wrong
+    Never; the places are named.
+
+    ## What to do
+    Copy the file again and compare its size and checksum with the original.
+    """
+    if not case.damage:
+        return
+    first = case.damage[0]
+    whose = f"CPU {first.cpu}, " if first.cpu is not None else ""
+    where = f"{whose}byte {first.offset_bytes}" if first.offset_bytes is not None else f"{whose}somewhere"
+    more = f" And {len(case.damage) - 1} more places." if len(case.damage) > 1 else ""
+    yield case.finding(
+        f"The file is damaged ({times(len(case.damage))}), first at {where}: {first.problem}.{more}", count=len(case.damage)
+    )
