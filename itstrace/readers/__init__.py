@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from itstrace.errors import CaptureError, UnknownFormatError
-from itstrace.readers.base import Capture
 from itstrace.readers.tracedat import TraceDat
 from itstrace.readers.tracedat.container import MAGIC as TRACE_DAT_MAGIC
+
+if TYPE_CHECKING:
+    from itstrace.readers.base import Capture
 
 __all__ = ["open_capture"]
 
@@ -45,10 +48,14 @@ def _head(path: Path) -> bytes:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise CaptureError(
-            path, f"cannot be read: {reason}", advice="look at the path and its permissions (trace-cmd records as root)"
+            path,
+            f"cannot be read: {reason}",
+            advice="look at the path and its permissions (trace-cmd records as root)",
         ) from error
     if not head:
-        raise CaptureError(path, "is empty", advice="look at the disk space of the recording host, and record again")
+        raise CaptureError(
+            path, "is empty", advice="look at the disk space of the recording host, and record again"
+        )
     return head
 
 
@@ -67,7 +74,9 @@ _OTHERS = (
 
 
 def _what_it_is(head: bytes) -> str:
-    return next((other[1] for other in _OTHERS if head.startswith(other[0])), "is no capture of a known format")
+    return next(
+        (other[1] for other in _OTHERS if head.startswith(other[0])), "is no capture of a known format"
+    )
 
 
 def _advice(head: bytes) -> str:

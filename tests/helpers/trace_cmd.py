@@ -56,9 +56,9 @@ def report(path: Path, *options: str) -> Report:
         .unnest("group")
         .filter(pl.col("event").is_not_null())
         .select(
-            (pl.col("seconds").cast(pl.Int64).fill_null(0) * 1_000_000_000 + pl.col("rest").cast(pl.Int64)).alias(
-                "time_ns"
-            ),
+            (
+                pl.col("seconds").cast(pl.Int64).fill_null(0) * 1_000_000_000 + pl.col("rest").cast(pl.Int64)
+            ).alias("time_ns"),
             pl.col("cpu").cast(pl.UInt16),
             pl.col("pid").cast(pl.Int32),
             "comm",
@@ -77,14 +77,23 @@ def report(path: Path, *options: str) -> Report:
 
 
 def differences(
-    event: EventFormat, ours: pl.DataFrame, texts: pl.Series, known: Mapping[str, str], *, big_endian: bool = False
+    event: EventFormat,
+    ours: pl.DataFrame,
+    texts: pl.Series,
+    known: Mapping[str, str],
+    *,
+    big_endian: bool = False,
 ) -> list[str]:
     """Compare one event's rows with the reference's texts, field by field; `known` names accepted differences."""
     names = [field.name for field in event.fields]
     if not names:
         return []
     pattern = "^" + r"\s+".join(f"{re.escape(name)}=(?<f{i}>.*)" for i, name in enumerate(names)) + "$"
-    parts = texts.to_frame("text").select(pl.col("text").str.extract_groups(pattern).alias("group")).unnest("group")
+    parts = (
+        texts.to_frame("text")
+        .select(pl.col("text").str.extract_groups(pattern).alias("group"))
+        .unnest("group")
+    )
     found: list[str] = []
     for field, column, theirs in zip(event.fields, ours.iter_columns(), parts.iter_columns(), strict=True):
         if f"{event.name}.{field.name}" in known:
@@ -97,9 +106,7 @@ def differences(
     return found
 
 
-def _equal(
-    field: EventField, ours: pl.Series, theirs: pl.Series, order: Literal["big", "little"]
-) -> bool:
+def _equal(field: EventField, ours: pl.Series, theirs: pl.Series, order: Literal["big", "little"]) -> bool:
     """Say whether a column equals the reference's text in the one notation that it uses for that field."""
     if theirs.null_count():
         return False
@@ -109,7 +116,11 @@ def _equal(
         return _bytes_equal(ours, theirs, order)
     if ours.dtype == pl.Boolean:
         ours = ours.cast(pl.UInt8)
-    bits = ours.cast(pl.Int64).to_numpy().view(np.uint64) if ours.dtype.is_signed_integer() else ours.cast(pl.UInt64).to_numpy()
+    bits = (
+        ours.cast(pl.Int64).to_numpy().view(np.uint64)
+        if ours.dtype.is_signed_integer()
+        else ours.cast(pl.UInt64).to_numpy()
+    )
     negative = theirs.str.starts_with("-").any()
     decimal = theirs.cast(pl.Int64 if negative else pl.UInt64, strict=False)
     hexadecimal = theirs.str.strip_prefix("0x").str.to_integer(base=16, dtype=pl.UInt64, strict=False)
@@ -120,7 +131,9 @@ def _equal(
         # What is negative may be shown without a sign, in its own width or in that of an int or long.
         for size in {8 * field.size_bytes, 32, 64}:
             mask = np.uint64((1 << size) - 1)
-            if size >= 8 * field.size_bytes and np.array_equal(bits & mask, value & (mask if negative else ~np.uint64(0))):
+            if size >= 8 * field.size_bytes and np.array_equal(
+                bits & mask, value & (mask if negative else ~np.uint64(0))
+            ):
                 return True
     return False
 

@@ -56,7 +56,9 @@ class Field:
 class Event:
     """An event type: writes its format text and its payloads."""
 
-    def __init__(self, event_id: int, system: str, name: str, fields: Sequence[Field], print_fmt: str = "") -> None:
+    def __init__(
+        self, event_id: int, system: str, name: str, fields: Sequence[Field], print_fmt: str = ""
+    ) -> None:
         self.event_id, self.system, self.name, self.fields = event_id, system, name, fields
         self.print_fmt = print_fmt or '"x"'
 
@@ -172,7 +174,9 @@ class Page:
         if len(extend) + len(raw) > self.room:
             return False
         self.data += extend + raw
-        self.clock = time if not discard else self.clock + (time - self.clock if extend else delta) + bool(extend)
+        self.clock = (
+            time if not discard else self.clock + (time - self.clock if extend else delta) + bool(extend)
+        )
         return True
 
     def absolute(self, time: int) -> bool:
@@ -244,7 +248,11 @@ class TraceFile:
     def _start(self) -> bytes:
         machine = self.machine
         head = b"\x17\x08\x44tracing" + f"{self.version}\0".encode()
-        return head + bytes([machine.big_endian, machine.long_bytes]) + machine.pack("I", self.buffers[0].page_bytes)
+        return (
+            head
+            + bytes([machine.big_endian, machine.long_bytes])
+            + machine.pack("I", self.buffers[0].page_bytes)
+        )
 
     def _header_info(self) -> bytes:
         long, page = self.machine.long_bytes, self.buffers[0].page_bytes
@@ -282,7 +290,12 @@ class TraceFile:
     def _all_options(self) -> list[tuple[int, bytes]]:
         cpus = 1 + max(cpu for buffer in self.buffers for cpu in buffer.cpus)
         clock = self.trace_clock.encode() + b"\0"
-        return [(4, clock), (5, b"Linux host 6.12.0 aarch64\0"), (8, self.machine.pack("I", cpus)), *self.options]
+        return [
+            (4, clock),
+            (5, b"Linux host 6.12.0 aarch64\0"),
+            (8, self.machine.pack("I", cpus)),
+            *self.options,
+        ]
 
     # -- version 6 ----------------------------------------------------------------------------------------------
 
@@ -370,7 +383,9 @@ class TraceFile:
             offset = len(out)
             raw = [page.finish() for page in made]
             if packed:
-                chunks = [b"".join(raw[i : i + self.chunk_pages]) for i in range(0, len(raw), self.chunk_pages)]
+                chunks = [
+                    b"".join(raw[i : i + self.chunk_pages]) for i in range(0, len(raw), self.chunk_pages)
+                ]
                 out += machine.pack("I", len(chunks))
                 for chunk in chunks:
                     small = self.pack(chunk)
@@ -380,4 +395,6 @@ class TraceFile:
             table += machine.pack("IQQ", cpu, offset, len(out) - offset)
         out[start + 8 : start + 16] = machine.pack("Q", len(out) - start - 16)
         names = buffer.name.encode() + b"\0" + buffer.clock.encode() + b"\0"
-        return machine.pack("Q", start) + names + machine.pack("II", buffer.page_bytes, len(buffer.cpus)) + table
+        return (
+            machine.pack("Q", start) + names + machine.pack("II", buffer.page_bytes, len(buffer.cpus)) + table
+        )

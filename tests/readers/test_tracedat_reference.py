@@ -55,12 +55,16 @@ def _compare(path: Path, reference: Path) -> None:
         assert capture.damage() == []
         assert capture.disorder() == 0
 
-        expected = dict(theirs.records.group_by("event", "cpu").len().sort("event", "cpu").rows_by_key("event"))
+        expected = dict(
+            theirs.records.group_by("event", "cpu").len().sort("event", "cpu").rows_by_key("event")
+        )
         counts = capture.counts()
         names = {name.split(":", 1)[1]: name for name in parts}
         assert len(names) == len(parts), "two systems have an event of one name; compare them by hand"
         got = dict(
-            counts.with_columns(pl.col("event").str.split(":").list.last()).sort("event", "cpu").rows_by_key("event")
+            counts.with_columns(pl.col("event").str.split(":").list.last())
+            .sort("event", "cpu")
+            .rows_by_key("event")
         )
         assert got == expected
         assert sum(int(rows) for rows in counts["records"]) == len(theirs.records)
@@ -73,7 +77,8 @@ def _compare(path: Path, reference: Path) -> None:
             for column in ("time_ns", "cpu", "pid"):
                 assert ours[column].to_list() == rows_by_cpu[column].to_list(), (name, column)
             comms = [
-                "<idle>" if pid == 0 else capture.comms.get(pid, "<...>") for pid in rows_by_cpu["pid"].to_list()
+                "<idle>" if pid == 0 else capture.comms.get(pid, "<...>")
+                for pid in rows_by_cpu["pid"].to_list()
             ]
             assert comms == rows_by_cpu["comm"].to_list()
             fields = ours.drop("seq", "time_ns", "cpu", "pid")
@@ -81,7 +86,10 @@ def _compare(path: Path, reference: Path) -> None:
 
         assert not parts
         assert found == []
-        assert theirs.lost.sort("cpu", "lost").rows() == capture.gaps().select("cpu", "lost").sort("cpu", "lost").rows()
+        assert (
+            theirs.lost.sort("cpu", "lost").rows()
+            == capture.gaps().select("cpu", "lost").sort("cpu", "lost").rows()
+        )
 
 
 @needs_trace_cmd

@@ -53,12 +53,21 @@ def _values(machine: Machine, chance: random.Random) -> tuple[Event, list[Any]]:
         case 0:
             return EMPTY, []
         case 1 | 2:
-            text = "".join(chance.choice("abc _-:[]xyz") for _ in range(chance.choice((0, 1, 7, 40, 200)))).strip()
+            text = "".join(
+                chance.choice("abc _-:[]xyz") for _ in range(chance.choice((0, 1, 7, 40, 200)))
+            ).strip()
             ints = [chance.getrandbits(32) for _ in range(chance.randrange(4))]
             # The reference stops to print a u8 array as text once it cannot, so this one never can be.
             mac = [200 + chance.randrange(50) for _ in range(6)]
             args = [chance.getrandbits(word) for _ in range(3)]
-            return TEXTS, ["task" + "x" * chance.randrange(11), text, mac, args, "rel " + text[:30] + ".", ints]
+            return TEXTS, [
+                "task" + "x" * chance.randrange(11),
+                text,
+                mac,
+                args,
+                "rel " + text[:30] + ".",
+                ints,
+            ]
         case _:
             bits = chance.getrandbits
             signed = [bits(n) - (1 << n - 1) for n in (8, 16, 32, 64)]
@@ -99,7 +108,9 @@ def _check(path: Path, *, rows: int, reference: Path | None = None) -> TraceDat:
     seen = 0
     for name, frames in parts.items():
         ours = pl.concat(frames).sort("cpu", maintain_order=True)
-        expected = theirs.records.filter(pl.col("event") == name.split(":")[1]).sort("cpu", maintain_order=True)
+        expected = theirs.records.filter(pl.col("event") == name.split(":")[1]).sort(
+            "cpu", maintain_order=True
+        )
         for column in ("time_ns", "cpu", "pid"):
             assert ours[column].to_list() == expected[column].to_list(), (name, column)
         found = differences(
@@ -113,7 +124,10 @@ def _check(path: Path, *, rows: int, reference: Path | None = None) -> TraceDat:
         seen += len(ours)
     assert seen == rows
     assert int(capture.counts()["records"].sum()) == rows
-    assert theirs.lost.sort("cpu", "lost").rows() == capture.gaps().select("cpu", "lost").sort("cpu", "lost").rows()
+    assert (
+        theirs.lost.sort("cpu", "lost").rows()
+        == capture.gaps().select("cpu", "lost").sort("cpu", "lost").rows()
+    )
     return capture
 
 
@@ -127,7 +141,12 @@ def test_every_form_of_the_file(
     count = 300 if page_bytes < 65536 else 2500
     cpus = {cpu: pages(machine, page_bytes, _records(machine, cpu, count)) for cpu in (0, 1, 3)}
     file = TraceFile(
-        EVENTS, [Buffer(cpus, page_bytes=page_bytes)], machine, version, compression, comms={17: "a b", 4711: "c"}
+        EVENTS,
+        [Buffer(cpus, page_bytes=page_bytes)],
+        machine,
+        version,
+        compression,
+        comms={17: "a b", 4711: "c"},
     )
     path = file.write(tmp_path / "x.dat")
 
@@ -136,7 +155,11 @@ def test_every_form_of_the_file(
     capture = _check(path, rows=3 * count, reference=file.write(tmp_path / "reference.dat"))
 
     info = capture.info
-    assert (info.little_endian, info.long_size_bytes, info.page_size_bytes) == (not big_endian, long_bytes, page_bytes)
+    assert (info.little_endian, info.long_size_bytes, info.page_size_bytes) == (
+        not big_endian,
+        long_bytes,
+        page_bytes,
+    )
     assert capture.comms == {17: "a b", 4711: "c"}
     assert (info.kernel, info.arch, info.clock, info.cpus) == ("6.12.0", "aarch64", "mono", 4)
 
@@ -188,7 +211,12 @@ def test_lost_records(tmp_path: Path, big_endian: bool, long_bytes: int) -> None
 def test_instances_of_one_clock_are_merged(tmp_path: Path, version: Any) -> None:
     machine = Machine()
     top = Buffer({0: pages(machine, 4096, _records(machine, 1, 200))})
-    other = Buffer({0: pages(machine, 4096, _records(machine, 2, 300)), 1: pages(machine, 4096, _records(machine, 3, 50))})
+    other = Buffer(
+        {
+            0: pages(machine, 4096, _records(machine, 2, 300)),
+            1: pages(machine, 4096, _records(machine, 3, 50)),
+        }
+    )
     other.name = "second"
     path = TraceFile(EVENTS, [top, other], machine, version).write(tmp_path / "x.dat")
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import mmap
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zstandard
 
 from itstrace.errors import CaptureError
+
+if TYPE_CHECKING:
+    import mmap
+    from pathlib import Path
 
 #: No section of meta data is this big; one that claims to be is a lie (kallsyms of a large kernel is 20 MiB).
 MAX_SECTION_BYTES = 256 << 20

@@ -6,11 +6,13 @@ Source: trace-cmd.dat.v7(5), options OFFSET, TIME_SHIFT, TSC2NSEC; trace-cmd tra
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from itstrace.readers.tracedat.bytesource import Cursor
+if TYPE_CHECKING:
+    from itstrace.readers.tracedat.bytesource import Cursor
 
 #: TIME_SHIFT flag: correct between two samples along a line.
 INTERPOLATE = 1
@@ -59,9 +61,7 @@ def parse_time_shift(data: Cursor) -> TimeShift:
     dtype = np.dtype(">u8" if data.big_endian else "<u8")
     for _ in range(count):
         samples = data.number(4)
-        columns.append(
-            [np.frombuffer(data.take(8 * samples), dtype).astype(np.uint64) for _ in range(3)]
-        )
+        columns.append([np.frombuffer(data.take(8 * samples), dtype).astype(np.uint64) for _ in range(3)])
     with_fractions = data.left > 0  # written since trace-cmd 3.0
     cpus = []
     for times, offsets, scalings in columns:
@@ -75,7 +75,9 @@ def parse_time_shift(data: Cursor) -> TimeShift:
         fresh = np.concatenate(([True], np.diff(signed[order]) != 0))[: len(order)]
         keep = order[fresh]
         cpus.append(
-            Corrections(signed[keep], offsets.view(np.int64)[keep], scalings[keep], fractions[keep] & np.uint64(63))
+            Corrections(
+                signed[keep], offsets.view(np.int64)[keep], scalings[keep], fractions[keep] & np.uint64(63)
+            )
         )
     return TimeShift(peer, flags, tuple(cpus))
 
@@ -98,7 +100,9 @@ class Clock:
         if self.is_plain:
             return stamps.view(np.int64)
         if self.shift is not None and cpu < len(self.shift.cpus):
-            stamps = _synchronise(stamps, self.shift.cpus[cpu], interpolate=bool(self.shift.flags & INTERPOLATE))
+            stamps = _synchronise(
+                stamps, self.shift.cpus[cpu], interpolate=bool(self.shift.flags & INTERPOLATE)
+            )
         if self.tsc is not None and self.tsc.multiplier:
             stamps = _multiply_shift(stamps, self.tsc.multiplier, self.tsc.shift)
         return stamps.view(np.int64) + np.uint64(self.offset_ns & ((1 << 64) - 1)).view(np.int64)

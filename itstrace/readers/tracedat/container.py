@@ -5,23 +5,28 @@ Source: trace-cmd 3.1, Documentation/trace-cmd/trace-cmd.dat.v6.5.txt and trace-
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass, field
 from enum import IntEnum
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from itstrace.errors import CaptureError, ItsTraceError
 from itstrace.readers.base import Damage
 from itstrace.readers.tracedat.bytesource import MAX_SECTION_BYTES, Cursor, Decompressor
 from itstrace.readers.tracedat.clock import TimeShift, Tsc, parse_time_shift
 
+if TYPE_CHECKING:
+    import mmap
+    from pathlib import Path
+
 MAGIC = b"\x17\x08\x44tracing"
 #: Bit 0 of a section's flags: its body is one compressed block.
 COMPRESSED = 1
 #: The CPU column is 16 bits wide.
 MAX_CPUS = 1 << 16
-#: Sub-buffers are whole kernel pages; these bounds only keep absurd numbers out.
-MIN_PAGE_BYTES, MAX_PAGE_BYTES = 256, 64 << 20
+#: Source: kernel/trace/ring_buffer.c:ring_buffer_subbuf_order_set (v6.12): up to 128 pages, and those up to 64 KiB
+MIN_PAGE_BYTES, MAX_PAGE_BYTES = 1024, 128 * 65536
+#: Event ids have 16 bits.
+MAX_EVENTS = 1 << 16
 
 _LATENCY_ADVICE = (
     "record with the default recorder (trace-cmd record -e ..., without -p latency tracers), "
@@ -271,9 +276,7 @@ def _read_version_7(container: Container, cursor: Cursor) -> None:
             container.note_damage(sections[option], f"{option.name} cannot be read: {error.message}")
 
 
-def _section(
-    container: Container, cursor: Cursor, offset: int, unpacker: Decompressor
-) -> tuple[Cursor, int]:
+def _section(container: Container, cursor: Cursor, offset: int, unpacker: Decompressor) -> tuple[Cursor, int]:
     head = Cursor(container.path, cursor.data, offset, cursor.end, container.big_endian, "a section")
     section, flags = head.number(2), head.number(2)
     head.number(4)  # the id of its description, for people
@@ -336,7 +339,9 @@ def _read_buffer_option(container: Container, cursor: Cursor, data: Cursor) -> B
     for _ in range(count):
         cpu, offset, size = data.number(4), data.number(8), data.number(8)
         if cpu >= MAX_CPUS:
-            container.note_damage(None, f"CPU number {cpu} of buffer {name!r} is absurd; its data is left out")
+            container.note_damage(
+                None, f"CPU number {cpu} of buffer {name!r} is absurd; its data is left out"
+            )
         else:
             table.append(CpuData(cpu, offset, size))
     head = Cursor(container.path, cursor.data, section_offset, cursor.end, container.big_endian, "a buffer")
@@ -360,16 +365,23 @@ def _read_header_info(container: Container, cursor: Cursor) -> None:
 
 
 def _read_ftrace_formats(container: Container, cursor: Cursor) -> None:
-    for _ in range(cursor.number(4)):
+    for _ in range(_event_count(cursor)):
         container.format_texts.append(("ftrace", cursor.take(cursor.number(8)).decode("utf-8", "replace")))
 
 
 def _read_event_formats(container: Container, cursor: Cursor) -> None:
-    for _ in range(cursor.number(4)):
+    for _ in range(_event_count(cursor)):
         system = cursor.text()
-        for _ in range(cursor.number(4)):
+        for _ in range(_event_count(cursor)):
             text = cursor.take(cursor.number(8)).decode("utf-8", "replace")
             container.format_texts.append((system, text))
+
+
+def _event_count(cursor: Cursor) -> int:
+    count = cursor.number(4)
+    if count > MAX_EVENTS:
+        raise cursor.error(f"{count} event types are impossible", expected=f"at most {MAX_EVENTS}")
+    return count
 
 
 def _read_printk(container: Container, cursor: Cursor) -> None:
@@ -473,8 +485,12 @@ def _check_page_size(container: Container, buffer: Buffer) -> None:
 def _drop_overlaps(container: Container) -> None:
     """Leave out data that lies about its place: the same bytes twice would be the same records twice."""
     claims = sorted(
-        ((cpu.offset_bytes, cpu.size_bytes, b, c) for b, buffer in enumerate(container.buffers)
-         for c, cpu in enumerate(buffer.cpus) if cpu.size_bytes)
+        (
+            (cpu.offset_bytes, cpu.size_bytes, b, c)
+            for b, buffer in enumerate(container.buffers)
+            for c, cpu in enumerate(buffer.cpus)
+            if cpu.size_bytes
+        )
     )
     free_from = 0
     dropped: set[tuple[int, int]] = set()
@@ -482,7 +498,6 @@ def _drop_overlaps(container: Container) -> None:
         cpu = container.buffers[b].cpus[c].cpu
         if offset >= container.size_bytes:
             container.damage.append(Damage(offset, cpu, "the CPU's data begins behind the end of the file"))
-            dropped.add((b, c))
         elif offset < free_from:
             container.damage.append(
                 Damage(offset, cpu, "the CPU's data overlaps that of another; it is left out")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from itstrace.readers.base import EventField, EventFormat, column_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Bytes = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int64]
@@ -42,9 +45,7 @@ class Payloads:
         return view[at].astype(dtype.newbyteorder("="), copy=False)
 
 
-def columns(
-    event: EventFormat, fields: tuple[EventField, ...], payloads: Payloads
-) -> list[pl.Series]:
+def columns(event: EventFormat, fields: tuple[EventField, ...], payloads: Payloads) -> list[pl.Series]:
     """Give one column per field. A field that the record is too short to hold is null."""
     return [_column(field, payloads, last=field is event.fields[-1]) for field in fields]
 
@@ -110,7 +111,9 @@ def _variable(name: str, field: EventField, payloads: Payloads, *, dynamic: bool
     stop = (payloads.starts + ends).tolist()
     raw = payloads.raw.data
     read = _reader(field, big_endian=payloads.big_endian)
-    return pl.Series(name, [read(bytes(raw[a:b])) for a, b in zip(begin, stop, strict=True)], dtype=field.dtype)
+    return pl.Series(
+        name, [read(bytes(raw[a:b])) for a, b in zip(begin, stop, strict=True)], dtype=field.dtype
+    )
 
 
 def _reader(field: EventField, *, big_endian: bool) -> Callable[[bytes], object]:
@@ -118,5 +121,7 @@ def _reader(field: EventField, *, big_endian: bool) -> Callable[[bytes], object]
         return lambda value: value.split(b"\0", 1)[0].decode("utf-8", "replace")
     if isinstance(field.dtype, pl.List):
         dtype = np.dtype((">" if big_endian else "<") + _INTEGER_CODES[type(field.dtype.inner)])
-        return lambda value: np.frombuffer(value[: len(value) // dtype.itemsize * dtype.itemsize], dtype).tolist()
+        return lambda value: np.frombuffer(
+            value[: len(value) // dtype.itemsize * dtype.itemsize], dtype
+        ).tolist()
     return lambda value: value

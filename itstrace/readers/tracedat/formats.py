@@ -36,6 +36,10 @@ _TYPE_BYTES = {
 }  # fmt: skip
 
 
+#: Where the common fields must end; what is beyond is not theirs.
+MAX_COMMON_BYTES = 16
+
+
 @dataclass(frozen=True, slots=True)
 class PageLayout:
     """Where a sub-buffer page keeps its stamp, its commit word and its data.
@@ -56,7 +60,11 @@ class CommonLayout:
     type_offset: int = 0
     type_bytes: int = 2
     pid_offset: int = 4
-    pid_bytes: int = 4
+
+    @property
+    def end(self) -> int:
+        """How many bytes a record has at least."""
+        return max(self.type_offset + self.type_bytes, self.pid_offset + 4)
 
 
 def parse_page_layout(text: str) -> PageLayout:
@@ -102,7 +110,11 @@ def parse_format(system: str, text: str, long_bytes: int) -> tuple[EventFormat, 
         )
     layout = None
     if "common_type" in common and "common_pid" in common:
-        layout = CommonLayout(*common["common_type"], *common["common_pid"])
+        (type_offset, type_bytes), (pid_offset, pid_bytes) = common["common_type"], common["common_pid"]
+        if type_bytes in (1, 2) and type_offset % 4 + type_bytes <= 4 and pid_bytes == 4:
+            layout = CommonLayout(type_offset, type_bytes, pid_offset)
+        if layout is None or layout.end > MAX_COMMON_BYTES:
+            raise ValueError(f"the format of {system}:{name[1]} has impossible common fields")
     event = EventFormat(int(number[1]), system, name[1], tuple(fields), print_fmt.strip())
     return event, layout
 
@@ -119,7 +131,9 @@ def _split_declaration(declaration: str) -> tuple[str, str]:
     """Split `char comm[16]` into (`char[16]`, `comm`)."""
     match = _DECLARATION.match(declaration.strip())
     if match is None:
-        return declaration.strip(), declaration.split()[-1].strip("[]();") if declaration.split() else ""
+        return declaration.strip(), declaration.rsplit(maxsplit=1)[-1].strip(
+            "[]();"
+        ) if declaration.split() else ""
     if match["only"] is not None:
         return "", match["only"]
     return f"{match['type'].strip()}{match['brackets']}", match["name"]

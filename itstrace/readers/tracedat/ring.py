@@ -10,11 +10,13 @@ libtraceevent kbuffer-parse.c for the clock across discarded records.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from itstrace.readers.tracedat.clock import Stamps
+if TYPE_CHECKING:
+    from itstrace.readers.tracedat.clock import Stamps
 
 #: type_len values; 1 to 28 are a length in words, 0 says that the length stands in the next word
 DATA_LONG, DATA_MAX, PADDING, TIME_EXTEND, TIME_STAMP = 0, 28, 29, 30, 31

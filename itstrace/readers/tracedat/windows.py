@@ -8,19 +8,23 @@ span. A page that reaches over the span's end is decoded again with the next one
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from itstrace.readers.tracedat.clock import Stamps, Times
-from itstrace.readers.tracedat.pages import Bytes, CpuPages, PageSource, Run
+from itstrace.readers.tracedat.pages import FOREVER, Bytes, CpuPages, Run
 from itstrace.readers.tracedat.ring import GUARD_WORDS
 
-FOREVER = (1 << 63) - 1
-#: Pages (counted as 4 KiB) of one batch: enough that a step's fixed cost is small, few enough for the cache.
-BATCH_BYTES = 8 << 20
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from itstrace.readers.tracedat.clock import Stamps, Times
+    from itstrace.readers.tracedat.source import PageSource
+
+#: Pages of one batch: enough of them that a step's fixed cost is small, few enough bytes for the cache.
+BATCH_BYTES, BATCH_PAGES, MAX_BATCH_BYTES = 8 << 20, 128, 64 << 20
 
 
 @dataclass(slots=True)
@@ -46,9 +50,12 @@ class Batch:
     high_ns: list[int]
 
 
-def batches(sources: list[PageSource], data_offset: int, batch_bytes: int = BATCH_BYTES) -> Iterator[Batch]:
+def batches(sources: list[PageSource], data_offset: int, batch_bytes: int | None = None) -> Iterator[Batch]:
     """Give all pages in batches, each a span of time over all CPUs; spans do not overlap and run forward."""
     newest: list[tuple[int, int]] = []
+    if batch_bytes is None:
+        page_bytes = max((source.pages.page_bytes for source in sources), default=0)
+        batch_bytes = min(max(BATCH_BYTES, BATCH_PAGES * page_bytes), MAX_BATCH_BYTES)
 
     def load(i: int) -> int:
         """Bring in at least one more page of a CPU, if it has one; give how many bytes came."""
@@ -57,7 +64,7 @@ def batches(sources: list[PageSource], data_offset: int, batch_bytes: int = BATC
         while not pages.exhausted and len(pages.runs) == runs:
             sources[i].load()
         if not pages.exhausted:
-            heapq.heappush(newest, (pages.last_floor_ns, i))
+            heapq.heappush(newest, (pages.newest_ns, i))
         return pages.loaded_bytes - before
 
     for i in range(len(sources)):
@@ -163,7 +170,7 @@ def _copy(parts: list[Run], marks: _Marks, data_offset: int) -> Batch:
             for i, start in enumerate(part.starts.tolist()):
                 raw[at + i * size : at + (i + 1) * size] = part.raw[start : start + size]
         page += len(part)
-    used = np.concatenate([part.data_ends - part.starts for part in parts])
+    used = np.concatenate([part.ends - part.starts for part in parts])
     return Batch(
         raw,
         starts,
