@@ -6,6 +6,7 @@ late), evidence (the capture cannot tell).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -90,3 +91,9 @@ class SkippedRule:
     code: str
     name: str
     missing: tuple[str, ...]
+
+
+def filter_findings(findings: Iterable[Finding], *, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> list[Finding]:
+    """The findings whose code begins with one of `select` (empty: any) and with none of `ignore`, in the same order."""
+    chosen = (finding for finding in findings if not select or finding.code.startswith(tuple(select)))
+    return [finding for finding in chosen if not ignore or not finding.code.startswith(tuple(ignore))]

@@ -1,0 +1,5 @@
+"""`python -m itstrace.cli`: the program, where it is not installed."""
+
+from itstrace.cli import main
+
+main()

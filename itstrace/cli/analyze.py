@@ -1,0 +1,103 @@
+"""`itstrace analyze`: what is wrong in a capture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from itstrace.analysis import Analysis
+from itstrace.cli.options import Profile, Seeds
+from itstrace.cli.output import Output, json_text
+from itstrace.cli.running import analyzed
+from itstrace.errors import ExitCode, UsageError
+from itstrace.findings import Severity, filter_findings
+from itstrace.report.json import analysis_document
+from itstrace.report.terminal import report
+from itstrace.rules import RULES
+
+_STDOUT = "-"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        name="analyze",
+        short_help="Say what is wrong in a capture, with the evidence.",
+        epilog="""Examples:
+
+        \b
+          itstrace analyze trace.dat
+          itstrace analyze trace.dat --fail-on error --json result.json
+          itstrace analyze trace.dat --select ITS3,ITS4 --ignore ITS405
+          itstrace analyze trace.dat --seed vgic-state@+0.5""",
+    )(_analyze)
+
+
+def _analyze(
+    captures: Annotated[
+        list[Path], typer.Argument(metavar="CAPTURE", help="A capture: a trace.dat of trace-cmd.", show_default=False)
+    ],
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the whole analysis as JSON; - is standard output, instead of the report."),
+    ] = None,
+    fail_on: Annotated[
+        Severity | None,
+        typer.Option(metavar="LEVEL", help="Exit with 1 if there is a finding this bad or worse: error, warning or note."),
+    ] = None,
+    select: Annotated[
+        list[str] | None, typer.Option(metavar="CODES", help="Only findings of these codes, or beginnings of codes: ITS3,ITS401.")
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(metavar="CODES", help="No findings of these codes.")] = None,
+    seed: Seeds = None,
+    kernel: Profile = None,
+) -> None:
+    """Replay a capture and say what is wrong in it.
+
+    The report begins with the verdict; then come the capture itself, every finding with its evidence and what to do next, the
+    tables as they were at the end, how long interrupts took, and what the capture cannot tell.
+    """
+    if len(captures) > 1:
+        raise UsageError("one capture at a time for now", advice=f"itstrace analyze {captures[0]}")
+    capture = captures[0]
+    chosen, ignored = _codes("--select", select), _codes("--ignore", ignore)
+    if json not in (None, _STDOUT) and capture.exists() and Path(json).exists() and Path(json).samefile(capture):
+        raise UsageError(f"--json {json} would overwrite the capture", advice="name another file")
+    analysis = analyzed(capture, profile=kernel, seeds=seed or ())
+    analysis.findings = filter_findings(analysis.findings, select=chosen, ignore=ignored)
+    out = Output()
+    if json == _STDOUT:
+        out.json(analysis_document(analysis))
+    else:
+        if json is not None:
+            _save(Path(json), analysis)
+        out.lines(report(out.sheet, analysis, _why, len(RULES)))
+    out.close()
+    if fail_on is not None and any(finding.severity.rank <= fail_on.rank for finding in analysis.findings):
+        raise typer.Exit(ExitCode.FINDINGS)
+
+
+def _codes(option: str, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Codes and beginnings of codes, by commas or by repeating the option."""
+    codes = [code.strip().upper() for text in given or () for code in text.split(",") if code.strip()]
+    for code in codes:
+        if not any(known.startswith(code) for known in RULES):
+            raise UsageError(f"{option} {code}: no rule has a code that begins so", advice="itstrace rules, for all codes")
+    if given and not codes:
+        raise UsageError(f"{option} names no code", advice=f"{option} ITS3,ITS401")
+    return tuple(codes)
+
+
+def _why(code: str) -> str:
+    rule = RULES.get(code)
+    return "" if rule is None else rule.section("Why it matters")
+
+
+def _save(path: Path, analysis: Analysis) -> None:
+    try:
+        path.write_text(json_text(analysis_document(analysis)), encoding="ascii")
+    except OSError as error:
+        raise UsageError(f"--json {path}: cannot be written: {(error.strerror or str(error)).lower()}") from error

@@ -1,0 +1,35 @@
+"""`itstrace commands`: every ITS command, and what the model makes of it."""
+
+from __future__ import annotations
+
+import typer
+
+from itstrace.cli.options import AsJson, CapturePath, Limit, Profile, Seeds, rows_shown
+from itstrace.cli.output import Output
+from itstrace.cli.running import analyzed
+from itstrace.readers import open_capture
+from itstrace.report.commands import command_documents, command_lines
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="commands", short_help="List every ITS command, decoded and judged.")(_commands)
+
+
+def _commands(
+    capture: CapturePath, *, limit: Limit = None, json: AsJson = False, seed: Seeds = None, kernel: Profile = None
+) -> None:
+    """List every ITS command in the order in which its ITS took it, with the model's verdict on it.
+
+    The verdict is ok; fault, with the error that the architecture names; ignored; unreadable; or assumed, where a command rests
+    on something from before the capture.
+    """
+    analysis = analyzed(capture, profile=kernel, seeds=seed or ())
+    with open_capture(capture) as opened:
+        comms = opened.comms
+    out = Output()
+    if json:
+        out.json(command_documents(analysis, comms, rows_shown(limit, None)))
+    else:
+        out.lines(command_lines(out.sheet, analysis, comms, rows_shown(limit, out.sheet.width)))
+    out.close()

@@ -1,0 +1,140 @@
+"""`itstrace events`: any event of a capture as a table."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from itstrace._version import __version__
+from itstrace.cli.options import AsJson, CapturePath, Limit, rows_shown
+from itstrace.cli.output import Output, working
+from itstrace.errors import UsageError
+from itstrace.readers import open_capture
+from itstrace.report.contents import contents, event_documents, event_table
+from itstrace.report.events import Printer, piped, records
+
+if TYPE_CHECKING:
+    from itstrace.readers.base import Capture
+
+_SCHEMA = "itstrace.events/1"
+_SUGGESTED = 5
+
+Rows = list[dict[str, Any]]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        name="events",
+        short_help="Print any event of the capture as a table.",
+        epilog="""Examples:
+
+        \b
+          itstrace events trace.dat
+          itstrace events trace.dat kvm_exit --limit 20
+          itstrace events trace.dat its:its_cmd --json > commands.json""",
+    )(_events)
+
+
+def _events(
+    capture: CapturePath,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="An event: system:name, or just its name.")] = None,
+    *,
+    limit: Limit = None,
+    json: AsJson = False,
+) -> None:
+    """Print the records of one event; without NAME, list the events that the capture holds.
+
+    Numbers that the kernel has names for are printed by name, pointers and addresses in hex. JSON has the numbers themselves.
+    """
+    out = Output()
+    with open_capture(capture) as opened:
+        if name is None:
+            with working(f"reading {capture.name}"):
+                held = contents(opened)
+            if json:
+                documents = event_documents(held)
+                out.json({"schema": _SCHEMA, "version": __version__, "capture": str(capture), "events": documents})
+            else:
+                out.lines(event_table(out.sheet, held, with_fields=True))
+        else:
+            _records(out, opened, _find(opened.formats, name), limit, json=json)
+    out.close()
+
+
+def _find(formats: Mapping[str, object], name: str) -> str:
+    """The full name of an event."""
+    if name in formats:
+        return name
+    found = [full for full in formats if full.rpartition(":")[2] == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"{name} is the name of several events", advice=" or ".join(sorted(found)))
+    near = get_close_matches(name, [*formats, *(full.rpartition(":")[2] for full in formats)], _SUGGESTED)
+    raise UsageError(
+        f"the capture describes no event {name}", advice=" or ".join(near) or "itstrace events CAPTURE, for all of them"
+    )
+
+
+def _records(out: Output, opened: Capture, event: str, limit: int | None, *, json: bool) -> None:
+    printer = Printer.of(opened.formats[event], opened.comms)
+    show = rows_shown(limit, None if json else out.sheet.width)
+    blocks = _blocks(opened, event, show)
+    if json:
+        _print_json(out, printer, blocks, show)
+    elif out.sheet.width is None:
+        for line in piped(printer, _until(blocks, show)):
+            out.write(line)
+            if out.gone:
+                return
+    else:
+        assert show is None or show > 0
+        rows = [row for block in blocks for row in block]
+        out.lines(records(out.sheet, printer, rows[:show]))
+        if show is not None and len(rows) > show:
+            out.lines([Text(f"the first {show} records; --limit 0 prints all", "dim italic")])
+
+
+def _blocks(opened: Capture, event: str, show: int | None) -> Iterator[Rows]:
+    """The records of an event, block by block; one more than are to be shown, to know whether there is one."""
+    left = None if show is None else show + 1
+    for block in opened.blocks({event: None}):
+        frame = block.get(event)
+        if frame is None or frame.is_empty():
+            continue
+        rows = frame.to_dicts() if left is None else frame.head(left).to_dicts()
+        yield rows
+        if left is not None:
+            left -= len(rows)
+            if left <= 0:
+                return
+
+
+def _until(blocks: Iterator[Rows], show: int | None) -> Iterator[Rows]:
+    """No more than `show` rows in all."""
+    left = show
+    for rows in blocks:
+        yield rows if left is None else rows[:left]
+        if left is not None:
+            left -= len(rows)
+            if left <= 0:
+                return
+
+
+def _print_json(out: Output, printer: Printer, blocks: Iterator[Rows], show: int | None) -> None:
+    head = {"schema": _SCHEMA, "version": __version__, "event": printer.event.full_name}
+    out.write(json_module.dumps(head)[:-1] + ', "records": [')
+    separator = "\n"
+    for rows in _until(blocks, show):
+        for row in rows:
+            out.write(separator + json_module.dumps(printer.document(row)))
+            separator = ",\n"
+        if out.gone:
+            return
+    out.write("\n]}\n")

@@ -1,0 +1,44 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CapturePath = Annotated[
+    Path, typer.Argument(metavar="CAPTURE", help="A capture: a trace.dat of trace-cmd.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        "--kernel",
+        metavar="PROFILE",
+        help="Replay as this model instead of the one of the capture's kernel: kvm-6.1, kvm-6.12, kvm-7.3, qemu or architecture.",
+    ),
+]
+Seeds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--seed",
+        metavar="DUMP[@T]",
+        help="What the tables held at T (the start, if not said): a vgic-state, a vgic-its-state@... or a folder of table images. "
+        "For a capture that begins mid-life; may be given several times.",
+    ),
+]
+Vm = Annotated[int | None, typer.Option("--vm", metavar="N", help="The VM meant, where the capture holds several.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", metavar="N", min=0, help="Print at most N rows; 0 is all. On a terminal 50, else all.")
+]
+
+#: Rows that a terminal shows where no --limit is given.
+TERMINAL_ROWS = 50
+
+
+def rows_shown(limit: int | None, width: int | None) -> int | None:
+    """How many rows to print; None is all."""
+    if limit is None:
+        return None if width is None else TERMINAL_ROWS
+    return limit or None

@@ -1,0 +1,51 @@
+"""From the words of a call to an `Analysis`: what every command that analyzes does first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import polars as pl
+
+from itstrace.analysis import Analysis, analyze
+from itstrace.cli.output import working
+from itstrace.errors import UsageError
+from itstrace.instants import parse_instant
+from itstrace.model.profiles import PROFILES
+from itstrace.readers import open_capture
+from itstrace.seed import combine_seeds, load_seed
+
+_MARKER = "ftrace:print"
+
+
+def analyzed(path: Path, *, profile: str | None = None, seeds: Sequence[str] = ()) -> Analysis:
+    """Analyze one capture, and show on a terminal that it is being done.
+
+    Raises: UsageError for a profile or a seed that is none; CaptureError for a capture that cannot be read.
+    """
+    if profile is not None and profile not in PROFILES:
+        raise UsageError(f"--kernel {profile}: there is no such profile", advice=f"one of {', '.join(PROFILES)}")
+    with working(f"analyzing {path.name}"):
+        seed = combine_seeds([load_seed(spec, lambda text: _instant(path, text)) for spec in seeds])
+        return analyze(path, profile=profile, seed=seed)
+
+
+def instant(analysis: Analysis, text: str) -> int:
+    """The time that `text` names in an analyzed capture."""
+    return parse_instant(text, analysis.start_ns, analysis.end_ns, analysis.observations.markers)
+
+
+def _instant(path: Path, text: str) -> int:
+    """The time that `text` names in a capture that is not analyzed yet."""
+    start_ns, end_ns, markers = _times(path)
+    return parse_instant(text, start_ns, end_ns, markers)
+
+
+@cache
+def _times(path: Path) -> tuple[int | None, int | None, pl.DataFrame]:
+    with open_capture(path) as capture:
+        frames = [block[_MARKER] for block in capture.blocks({_MARKER: ("buf",)}) if _MARKER in block]
+        notes = [frame.select("time_ns", pl.col("buf").str.strip_chars().alias("text")) for frame in frames]
+        empty = pl.DataFrame(schema={"time_ns": pl.Int64, "text": pl.String})
+        return *capture.span(), pl.concat([empty, *notes])

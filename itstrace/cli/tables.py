@@ -1,0 +1,71 @@
+"""`itstrace tables`: the tables of the ITS at one instant."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from itstrace._version import __version__
+from itstrace.cli.options import AsJson, CapturePath, Profile, Seeds, Vm
+from itstrace.cli.output import Output, note
+from itstrace.cli.running import analyzed, instant
+from itstrace.errors import UsageError
+from itstrace.report.figures import tables_at
+from itstrace.report.json import table_documents
+from itstrace.report.state import state
+from itstrace.report.text import seconds
+
+_SCHEMA = "itstrace.tables/1"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        name="tables",
+        short_help="Show device, event and collection tables as of any time.",
+        epilog="""Examples:
+
+        \b
+          itstrace tables trace.dat
+          itstrace tables trace.dat --at 572.870490
+          itstrace tables trace.dat --at +3.2
+          itstrace tables trace.dat --at "SNAP churn stopped" """,
+    )(_tables)
+
+
+def _tables(
+    capture: CapturePath,
+    *,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T",
+            help="Seconds as the trace prints them, +S from the start, -S from the end, or words of one marker. Without it the "
+            "end, or just before a VM was torn down.",
+        ),
+    ] = None,
+    vm: Vm = None,
+    json: AsJson = False,
+    seed: Seeds = None,
+    kernel: Profile = None,
+) -> None:
+    """Show the tables of every ITS as of a time: devices, collections, events, and the LPIs behind them."""
+    analysis = analyzed(capture, profile=kernel, seeds=seed or ())
+    time_ns = None if at is None else instant(analysis, at)
+    known = analysis.observations.vms["vm"].to_list()
+    if vm is not None and vm not in known:
+        raise UsageError(f"--vm {vm}: there is no such VM", advice=f"one of {', '.join(map(str, known))}")
+    tables = tables_at(analysis, time_ns, vm)
+    itss = analysis.observations.itss
+    itss = itss if vm is None else itss.filter(itss["vm"] == vm)
+    out = Output()
+    if json:
+        lpis = None if tables.lpis is None else tables.lpis.to_dicts()
+        document = {"schema": _SCHEMA, "version": __version__, "time_ns": time_ns, **table_documents(tables), "lpis": lpis}
+        out.json(document)
+    else:
+        if time_ns is not None:
+            note(f"tables as of {seconds(time_ns, 9)}")
+        out.lines(state(out.sheet, tables, itss))
+    out.close()

@@ -1,0 +1,185 @@
+"""What a capture file is and holds, without analysing it: the data (`Contents`), as lines and as a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import polars as pl
+from rich.text import Text
+
+from itstrace._version import __version__
+from itstrace.findings import SkippedRule
+from itstrace.observe.catalogue import OBSERVATIONS
+from itstrace.observe.collect import find_events
+from itstrace.report.coverage import coverage
+from itstrace.report.figures import Seen, feeding
+from itstrace.report.layout import Cell, Column, Sheet, facts, table
+from itstrace.report.terminal import about_file, damage_words, lost, span
+from itstrace.report.text import duration, number, plural, seconds
+
+if TYPE_CHECKING:
+    from itstrace.readers.base import Capture, CaptureInfo, Damage, EventFormat
+
+#: Rules by code: their name and the observations that they need.
+Needs = Mapping[str, tuple[str, tuple[str, ...]]]
+
+INFO_SCHEMA: Final = "itstrace.info/1"
+_GAPS_SHOWN: Final = 12
+#: With more CPUs than these a table says of each event only how many CPUs recorded it.
+_CPU_COLUMNS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What one capture holds."""
+
+    info: CaptureInfo
+    start_ns: int | None
+    end_ns: int | None
+    formats: Mapping[str, EventFormat]
+    counts: pl.DataFrame
+    gaps: pl.DataFrame
+    damage: Sequence[Damage]
+    #: The event that feeds each probe: the best one that was recorded, else the best one described.
+    fed_by: Mapping[str, str]
+
+    @property
+    def records(self) -> dict[str, int]:
+        """Records by event."""
+        return dict(self.counts.group_by("event").agg(pl.col("records").sum()).iter_rows())
+
+    @property
+    def seen(self) -> dict[str, Seen]:
+        """Records of the events that feed each observation; None where the events do not suffice."""
+        records, found = self.records, {}
+        for entry in OBSERVATIONS:
+            enough = any(all(probe in self.fed_by for probe in group) for group in entry.fed_by)
+            events = feeding(entry.name, self.fed_by)
+            found[entry.name] = Seen(sum(records.get(event, 0) for event in events) if enough else None, events)
+        return found
+
+    def skipped(self, needs: Needs) -> list[SkippedRule]:
+        """The rules that this capture cannot feed."""
+        seen = self.seen
+        missing = {code: tuple(each for each in wanted if each in seen and seen[each].rows is None) for code, (_, wanted) in needs.items()}
+        return [SkippedRule(code, needs[code][0], lacks) for code, lacks in missing.items() if lacks]
+
+
+def contents(capture: Capture) -> Contents:
+    """Read a capture through once, without decoding its events."""
+    counts = capture.counts()
+    recorded = set(counts["event"].to_list())
+    fed_by = {
+        probe: next((event for event in events if event in recorded), events[0])
+        for probe, events in find_events(capture.formats).items()
+    }
+    start_ns, end_ns = capture.span()
+    return Contents(capture.info, start_ns, end_ns, capture.formats, counts, capture.gaps(), capture.damage(), fed_by)
+
+
+def contents_document(held: Contents, needs: Needs) -> dict[str, Any]:
+    """The same for a program."""
+    info = asdict(held.info)
+    skipped = held.skipped(needs)
+    cannot = {rule.code for rule in skipped}
+    return {
+        "schema": INFO_SCHEMA,
+        "version": __version__,
+        "capture": {**info, "path": str(held.info.path), "start_ns": held.start_ns, "end_ns": held.end_ns},
+        "events": event_documents(held),
+        "lost": held.gaps.rename({"lost": "records"}).to_dicts(),
+        "damage": [asdict(place) for place in held.damage],
+        "observations": {name: {"records": seen.rows, "events": list(seen.events)} for name, seen in held.seen.items()},
+        "rules": {
+            "can_run": [code for code in needs if code not in cannot],
+            "skipped": [{"code": rule.code, "name": rule.name, "missing": list(rule.missing)} for rule in skipped],
+        },
+    }
+
+
+def event_documents(held: Contents) -> list[dict[str, Any]]:
+    """Every event type that the capture recorded or describes, with its counts and fields."""
+    by_cpu = _by_cpu(held.counts)
+    return [
+        {
+            "event": name,
+            "records": sum(by_cpu.get(name, {}).values()),
+            "by_cpu": {str(cpu): count for cpu, count in sorted(by_cpu.get(name, {}).items())},
+            "fields": [{"name": each.name, "type": each.c_type} for each in held.formats[name].fields] if name in held.formats else None,
+        }
+        for name in sorted({*by_cpu, *held.formats})
+    ]
+
+
+def _by_cpu(counts: pl.DataFrame) -> dict[str, dict[int, int]]:
+    found: dict[str, dict[int, int]] = {}
+    for event, cpu, records in counts.iter_rows():
+        found.setdefault(event, {})[cpu] = records
+    return found
+
+
+def overview(sheet: Sheet, held: Contents, needs: Needs) -> Iterator[Text]:
+    """The file, what it holds, what is missing, and what could be found in it."""
+    info = held.info
+    described = len(held.formats)
+    total = int(held.counts["records"].sum())
+    yield sheet.rule("File")
+    rows: list[tuple[str, Cell]] = [
+        *about_file(info),
+        ("host", info.uname or ""),
+        ("machine", f"{plural(info.cpus, 'CPU')}, {info.long_size_bytes * 8} bit, "
+                    f"{'little' if info.little_endian else 'big'} endian, pages of {info.page_size_bytes} bytes"),
+        ("buffers", ", ".join(name or "(top)" for name in info.buffers)),
+        ("time", span(held.start_ns, held.end_ns, info.clock)),
+        ("recorded", f"{plural(total, 'event')} of {plural(held.counts['event'].n_unique(), 'type')}, "
+                     f"{lost(held.gaps)}; {described:,} types described"),
+        ("damage", damage_words(held.damage)),
+        *((name, value) for name, value in info.options.items()),
+    ]  # fmt: skip
+    yield from facts(sheet, rows)
+    yield Text()
+    yield sheet.rule("Events")
+    yield from event_table(sheet, held)
+    yield Text()
+    if held.gaps.height:
+        yield sheet.rule("Lost records")
+        yield from _gaps(sheet, held.gaps)
+        yield Text()
+    yield sheet.rule("What it lets itstrace see")
+    skipped = held.skipped(needs)
+    yield from coverage(sheet, held.seen, skipped, held.fed_by, unit="record")
+    yield Text()
+    yield Text(f"  {len(needs) - len(skipped)} of {len(needs)} rules can run on it.")
+
+
+def event_table(sheet: Sheet, held: Contents, *, with_fields: bool = False) -> Iterator[Text]:
+    """The recorded event types and their counts, in all and by CPU (or their fields)."""
+    by_cpu = _by_cpu(held.counts)
+    cpus = sorted({cpu for counts in by_cpu.values() for cpu in counts})
+    wide = len(cpus) <= _CPU_COLUMNS
+    columns = [Column("event", give=1), Column("records", right=True)]
+    if with_fields:
+        columns.append(Column("fields", give=2))
+    else:
+        columns += [Column(f"CPU {cpu}", right=True) for cpu in cpus] if wide else [Column("on CPUs", right=True)]
+    rows = []
+    for event, counts in sorted(by_cpu.items(), key=lambda item: (-sum(item[1].values()), item[0])):
+        row: list[Cell] = [event, number(sum(counts.values()))]
+        if with_fields:
+            row.append(", ".join(each.name for each in held.formats[event].fields) if event in held.formats else "?")
+        else:
+            row += [number(counts.get(cpu, 0)) for cpu in cpus] if wide else [f"{len(counts)} of {len(cpus)}"]
+        rows.append(row)
+    yield from table(sheet, columns, rows)
+
+
+def _gaps(sheet: Sheet, gaps: pl.DataFrame) -> Iterator[Text]:
+    columns = [Column("CPU", right=True), Column("from", right=True), Column("to", right=True), Column("span", right=True),
+               Column("records", right=True)]  # fmt: skip
+    rows = [
+        [str(cpu), "the start" if begin is None else seconds(begin), seconds(end), duration(None if begin is None else end - begin), number(count)]
+        for cpu, begin, end, count in gaps.iter_rows()
+    ]
+    yield from table(sheet, columns, rows, show=_GAPS_SHOWN, more="--json has all")

@@ -1,0 +1,48 @@
+"""What was observed, from which events, and what was not: which rules that keeps from running, and what to record."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from itstrace.observe.catalogue import OBSERVATIONS
+from itstrace.report.figures import Seen, to_record
+from itstrace.report.layout import Cell, Sheet, facts, join, wrap
+from itstrace.report.text import listed, plural
+
+if TYPE_CHECKING:
+    from itstrace.findings import SkippedRule
+
+
+def coverage(
+    sheet: Sheet, seen: Mapping[str, Seen], skipped: Sequence[SkippedRule], fed_by: Collection[str], *, unit: str = "row"
+) -> Iterator[Text]:
+    """Each observation with what feeds it, then what is missing. `fed_by`: the probes that the capture has."""
+    what = {entry.name: entry.what for entry in OBSERVATIONS}
+    rows: list[tuple[str, Cell]] = []
+    for name, found in seen.items():
+        if found.rows is None:
+            rows.append((name, join(Text("not recorded", "yellow"), f": {what[name]}")))
+        else:
+            source = f" from {', '.join(found.events)}" if found.events else ""
+            rows.append((name, join(plural(found.rows, unit), Text(source, "dim"))))
+    yield from facts(sheet, rows)
+    if not skipped:
+        return
+    yield Text()
+    yield Text(f"  {plural(len(skipped), 'rule')} could not run:", "yellow")
+    for missing in dict.fromkeys(rule.missing for rule in skipped):
+        rules = [f"{rule.code} {rule.name}" for rule in skipped if rule.missing == missing]
+        yield from wrap(Text(", ".join(rules)), sheet.prose, first="  - ", rest="    ")
+        yield from wrap(Text(_how(missing, fed_by)), sheet.prose, first="    ")
+
+
+def _how(missing: Sequence[str], fed_by: Collection[str]) -> str:
+    """What to record for the observations that are missing."""
+    wanted = dict.fromkeys(probe for name in missing for probe in to_record(name, fed_by))
+    lacks = f"without {listed(list(missing))}"
+    if not wanted:
+        return lacks
+    return f"{lacks}; record {listed([f'{event} ({kernel})' for event, kernel in wanted])}"

@@ -1,0 +1,130 @@
+"""Events as rows: every field as its own print format says it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+from rich.text import Text
+
+from itstrace.readers.base import column_name
+from itstrace.report.layout import Column, Sheet, clean, join, table, wrap
+from itstrace.report.symbols import Naming, namings
+from itstrace.report.text import hexa, known, plain, seconds
+
+if TYPE_CHECKING:
+    from itstrace.readers.base import EventField, EventFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Printer:
+    """How the records of one event are printed. `comms`: task names by pid."""
+
+    event: EventFormat
+    comms: Mapping[int, str]
+    says: Mapping[str, Naming] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, event: EventFormat, comms: Mapping[int, str]) -> Printer:
+        """The printer of one event type."""
+        return cls(event, comms, namings(event))
+
+    def is_hex(self, each: EventField) -> bool:
+        """Addresses: what the format prints in hex, and what it does not mention but only a pointer can be."""
+        naming = self.says.get(each.name)
+        return naming.is_hex if naming is not None else each.name.startswith("__probe") or "*" in each.c_type
+
+    def text(self, each: EventField, value: Any) -> str:
+        """One value for a person."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            naming = self.says.get(each.name)
+            named = naming.text(value) if naming is not None else None
+            if named is not None:
+                return named
+            return hexa(value) if self.is_hex(each) and value >= 0 else str(value)
+        if isinstance(value, bool) and (naming := self.says.get(each.name)) is not None:
+            return naming.text(int(value)) or known(value)
+        if isinstance(value, bytes):
+            return value.hex()
+        if isinstance(value, list):
+            return "{" + ",".join(self.text(each, item) for item in value) + "}"
+        return known(value).rstrip("\n")
+
+    def document(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """One record for a program: numbers as they are, 64-bit hex as strings, names beside their numbers."""
+        pid = row["pid"]
+        found: dict[str, Any] = {"time_ns": row["time_ns"], "cpu": row["cpu"], "pid": pid, "comm": self.comms.get(pid)}
+        for each in self.event.fields:
+            column = column_name(each.name)
+            value = row[column]
+            naming = self.says.get(each.name)
+            if isinstance(value, int) and not isinstance(value, bool):
+                found[column] = hexa(value) if each.size_bytes == 8 and self.is_hex(each) and value >= 0 else value
+                named = naming.text(value) if naming is not None else None
+                if named is not None:
+                    found[f"{column}_name"] = named
+            else:
+                found[column] = value.hex() if isinstance(value, bytes) else value
+        return found
+
+    def task(self, pid: int | None) -> str:
+        """`qemu-system-aar-1234`; `<...>` where the capture has no name, as trace-cmd says it."""
+        return "?" if pid is None else f"{self.comms.get(pid, '<...>')}-{pid}"
+
+    def shown_fields(self) -> list[EventField]:
+        """The fields, without the probe's own address: it is the same in every record."""
+        return [each for each in self.event.fields if not each.name.startswith("__probe")] or list(self.event.fields)
+
+    def cells(self, row: Mapping[str, Any]) -> list[str]:
+        """Time, CPU, task, then the fields."""
+        values = [self.text(each, row[column_name(each.name)]) for each in self.shown_fields()]
+        return [seconds(row["time_ns"], 9), f"{row['cpu']:03d}", self.task(row["pid"]), *values]
+
+    def columns(self) -> list[Column]:
+        """The columns of `cells`."""
+        numeric = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
+        fields = [Column(each.name, right=isinstance(each.dtype, numeric) and not self._named(each)) for each in self.shown_fields()]
+        return [Column("time", right=True), Column("cpu"), Column("task"), *fields]
+
+    def _named(self, each: EventField) -> bool:
+        naming = self.says.get(each.name)
+        return naming is not None and bool(naming.names or naming.flags)
+
+
+def records(sheet: Sheet, printer: Printer, rows: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+    """Records as a table where the sheet is wide enough, else one record a paragraph."""
+    columns, cells = printer.columns(), [[plain(cell) for cell in printer.cells(row)] for row in rows]
+    widths = [max(len(column.title), *(len(row[i]) for row in cells), 0) for i, column in enumerate(columns)]
+    if sheet.width is None or sum(widths) + 2 * (len(widths) - 1) <= sheet.width:
+        yield from table(sheet, columns, cells, indent="")
+        return
+    for row in cells:
+        yield join(row[0], Text(f" [{row[1]}] ", "dim"), row[2])
+        line = Text()
+        for column, cell in zip(columns[3:], row[3:], strict=True):
+            line.append(f"{column.title}=", "dim").append_text(clean(cell)).append(" ")
+        yield from wrap(line, sheet.width, first="    ")
+
+
+def piped(printer: Printer, blocks: Iterable[Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """Records as plain lines, block by block; columns widen where a later block needs it."""
+    columns = printer.columns()
+    widths = [len(column.title) for column in columns]
+    begun = False
+    for rows in blocks:
+        cells = [[plain(cell) for cell in printer.cells(row)] for row in rows]
+        widths = [max(width, *(len(row[i]) for row in cells), 0) for i, width in enumerate(widths)]
+        if not begun:
+            yield _line([column.title for column in columns], columns, widths)
+            begun = True
+        for row in cells:
+            yield _line(row, columns, widths)
+    if not begun:
+        yield _line([column.title for column in columns], columns, widths)
+
+
+def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
+    padded = (cell.rjust(w) if column.right else cell.ljust(w) for cell, column, w in zip(cells, columns, widths, strict=True))
+    return "  ".join(padded).rstrip() + "\n"

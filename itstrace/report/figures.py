@@ -1,0 +1,174 @@
+"""Figures that several reports show: what was observed, how much traffic there was, how long it took. Counts, never judges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+
+from itstrace.observe.catalogue import OBSERVATIONS, PROBES
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from itstrace.analysis import Analysis
+    from itstrace.observe import Observations
+    from itstrace.tables import Tables
+
+#: The frame of `Observations` that holds an observation, where it is not the name in lower case.
+_FRAMES: Final = {"LIST_REGISTERS": "fills"}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One observation: how many rows (None: not recorded), and the capture's events that feed it."""
+
+    rows: int | None
+    events: tuple[str, ...]
+
+
+def feeding(observation: str, fed_by: Mapping[str, str]) -> tuple[str, ...]:
+    """The capture's events that feed an observation, by probe order."""
+    groups = next(entry.fed_by for entry in OBSERVATIONS if entry.name == observation)
+    return tuple(dict.fromkeys(fed_by[probe] for group in groups for probe in group if probe in fed_by))
+
+
+def observed(observations: Observations) -> dict[str, Seen]:
+    """Every observation by its name."""
+    found = {}
+    for entry in OBSERVATIONS:
+        frame: pl.DataFrame = getattr(observations, _FRAMES.get(entry.name, entry.name.lower()))
+        rows = frame.height if frame.height or observations.covers(entry) else None
+        found[entry.name] = Seen(rows, feeding(entry.name, observations.fed_by))
+    return found
+
+
+def to_record(observation: str, have: Collection[str]) -> list[tuple[str, str]]:
+    """What to record so that an observation can be made: (event, kernel function) of the probes still missing.
+
+    Of several groups that would do, the one that misses least.
+    """
+    groups = next((entry.fed_by for entry in OBSERVATIONS if entry.name == observation), ())
+    missing = min(([probe for probe in group if probe not in have] for group in groups), key=len, default=[])
+    return [(PROBES[probe].events[0], PROBES[probe].kernel) for probe in missing]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """MSIs of one LPI or of all: offered, delivered, merged into one already pending. None: the capture cannot tell."""
+
+    injections: int | None
+    deliveries: int | None
+    coalesced: int | None
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """MSIs by LPI. An LPI without any has zeros where MSIs were recorded, and None where not."""
+
+    by_lpi: Mapping[tuple[int, int], Counts]
+    none: Counts
+    total: Counts
+
+    def get(self, key: tuple[int, int]) -> Counts:
+        """The counts of (vm, intid)."""
+        return self.by_lpi.get(key, self.none)
+
+    @cached_property
+    def busiest(self) -> list[tuple[int, int]]:
+        """(vm, intid), the most injections first."""
+        return sorted(self.by_lpi, key=lambda key: -(self.by_lpi[key].injections or 0))
+
+
+def traffic(analysis: Analysis) -> Traffic:
+    """Count the lives of an analysis."""
+    seen = observed(analysis.observations)
+    injected, filled = seen["INJECTIONS"].rows is not None, seen["LIST_REGISTERS"].rows is not None
+
+    def counts(injections: int, deliveries: int, coalesced: int) -> Counts:
+        both = injected and filled
+        return Counts(injections if injected else None, deliveries if both else None, coalesced if both else None)
+
+    lives = analysis.lives.lives
+    grouped = (
+        lives.drop_nulls("intid")
+        .group_by("vm", "intid")
+        .agg(
+            pl.len().alias("injections"),
+            (pl.col("outcome") == "delivered").sum().alias("deliveries"),
+            (pl.col("outcome") == "coalesced").sum().alias("coalesced"),
+        )
+    )
+    by_lpi = {(vm, intid): counts(*rest) for vm, intid, *rest in grouped.iter_rows()}
+    outcomes = lives["outcome"]
+    total = counts(lives.height, int((outcomes == "delivered").sum()), int((outcomes == "coalesced").sum()))
+    return Traffic(by_lpi, counts(0, 0, 0), total)
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long something took, in ns: observed values, not interpolated ones."""
+
+    count: int
+    p50: int
+    p99: int
+    max: int
+
+
+def spread(spans_ns: pl.Series) -> Latency | None:
+    """Median, 99th percentile and maximum; None of nothing."""
+    spans = spans_ns.drop_nulls().sort()
+    if spans.is_empty():
+        return None
+
+    def at(share: float) -> int:
+        return int(spans[min(int(share * spans.len()), spans.len() - 1)])
+
+    return Latency(spans.len(), at(0.50), at(0.99), int(spans[-1]))
+
+
+def tables_at(analysis: Analysis, time_ns: int | None = None, vm: int | None = None) -> Tables:
+    """The tables as of a time, with what is known of each LPI's latch. None: the end, or just before a VM's teardown."""
+    tables = analysis.history.at(time_ns, vm)
+    if tables.lpis is None:
+        return tables
+    ends = dict(analysis.observations.vms.select("vm", "end_ns").iter_rows())
+    parts = []
+    for each in tables.lpis["vm"].unique(maintain_order=True):
+        end_ns = ends.get(each)
+        at = time_ns if time_ns is not None or end_ns is None else end_ns - 1
+        latched = analysis.lives.latched_at(at).filter(pl.col("vm") == each).select("intid", latched="pending")
+        rows = tables.lpis.filter(pl.col("vm") == each).join(latched, on="intid", how="left", maintain_order="left")
+        parts.append(rows.with_columns(pending=pl.coalesce("pending", "latched")).drop("latched"))
+    return replace(tables, lpis=pl.concat(parts) if parts else tables.lpis)
+
+
+#: The stages of a delivered MSI: its title and the columns of LIVES between which it lies.
+STAGES: Final = (
+    ("MSI to ap_list", "injected_ns", "queued_ns"),
+    ("ap_list to list register", "queued_ns", "filled_ns"),
+    ("list register to taken", "filled_ns", "retired_ns"),
+    ("MSI to list register", "injected_ns", "filled_ns"),
+)
+
+
+def latency(lives: pl.DataFrame, begin: str = "injected_ns", end: str = "filled_ns") -> Latency | None:
+    """How long the delivered lives took from `begin` to `end`."""
+    delivered = lives.filter(pl.col("outcome") == "delivered")
+    return spread(delivered[end] - delivered[begin])
+
+
+def slowest(lives: pl.DataFrame, keys: Iterable[str] = ("vm", "intid")) -> list[tuple[tuple[int, ...], Latency]]:
+    """Latency of each LPI, the largest maximum first."""
+    names = list(keys)
+    delivered = lives.filter(pl.col("outcome") == "delivered").with_columns(
+        span=pl.col("filled_ns") - pl.col("injected_ns")
+    )
+    found = []
+    for key, group in delivered.drop_nulls("span").group_by(names, maintain_order=True):
+        measured = spread(group["span"])
+        assert measured is not None
+        found.append((tuple(int(str(part)) for part in key), measured))
+    return sorted(found, key=lambda item: (-item[1].max, item[0]))

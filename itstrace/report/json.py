@@ -1,0 +1,168 @@
+"""The analysis as one JSON document, `itstrace.analysis/1`: the shape that scripts rely on.
+
+Rule 1: what is unknown is null, never 0. A count of something that the capture did not record is unknown. Rule 2: ids are
+numbers; pointers and guest addresses, which do not fit a double, are hex strings. Rule 3: names are only ever added; the
+schema is `analysis.schema.json` beside this file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+import polars as pl
+
+from itstrace._version import __version__
+from itstrace.findings import Severity
+from itstrace.report.figures import latency, observed, tables_at, traffic
+from itstrace.report.text import hexa
+
+if TYPE_CHECKING:
+    from itstrace.analysis import Analysis
+    from itstrace.findings import Finding
+    from itstrace.tables import Tables
+
+ANALYSIS_SCHEMA: Final = "itstrace.analysis/1"
+
+Document = dict[str, Any]
+
+
+def pointer(value: int | None) -> str | None:
+    """A pointer or guest address as JSON has it."""
+    return None if value is None else hexa(value)
+
+
+def analysis_document(analysis: Analysis) -> Document:
+    """Everything of an analysis that others may rely on."""
+    info = analysis.info
+    return {
+        "schema": ANALYSIS_SCHEMA,
+        "version": __version__,
+        "capture": {
+            "path": str(info.path),
+            "format": info.format,
+            "kernel": info.kernel,
+            "arch": info.arch,
+            "clock": info.clock,
+            "start_ns": analysis.start_ns,
+            "end_ns": analysis.end_ns,
+            "events": int(analysis.counts["records"].sum()),
+            "cpus": info.cpus,
+            "lost": [
+                {"cpu": gap["cpu"], "from_ns": gap["from_ns"], "to_ns": gap["to_ns"], "records": gap["lost"]}
+                for gap in analysis.gaps.iter_rows(named=True)
+            ],
+            "damage": [asdict(damage) for damage in analysis.damage],
+        },
+        "coverage": {
+            "observations": {
+                name: {"rows": seen.rows, "events": list(seen.events)} for name, seen in observed(analysis.observations).items()
+            },
+            "skipped_rules": [
+                {"code": rule.code, "name": rule.name, "missing": list(rule.missing)} for rule in analysis.skipped
+            ],
+        },
+        "vms": [_vm(analysis, row) for row in analysis.observations.vms.iter_rows(named=True)],
+        "findings": [finding_document(finding) for finding in analysis.findings],
+        "summary": _summary(analysis),
+    }
+
+
+def finding_document(finding: Finding) -> Document:
+    """One finding."""
+    return {
+        "code": finding.code,
+        "name": finding.name,
+        "kind": str(finding.kind),
+        "severity": str(finding.severity),
+        "confidence": str(finding.confidence),
+        "vm": finding.vm,
+        "its": finding.its,
+        "device_id": finding.device_id,
+        "event_id": finding.event_id,
+        "intid": finding.intid,
+        "vcpus": list(finding.vcpus),
+        "time_ns": finding.time_ns,
+        "end_ns": finding.end_ns,
+        "count": finding.count,
+        "message": finding.message,
+        "advice": finding.advice,
+        "evidence": [
+            {"time_ns": item.time_ns, "cpu": item.cpu, "event": item.event, "text": item.text} for item in finding.evidence
+        ],
+    }
+
+
+def _vm(analysis: Analysis, vm: dict[str, Any]) -> Document:
+    tables = tables_at(analysis, vm=vm["vm"])
+    itss = analysis.observations.itss.filter(pl.col("vm") == vm["vm"]).sort("its")
+    return {
+        "vm": vm["vm"],
+        "start_ns": vm["start_ns"],
+        "end_ns": vm["end_ns"],
+        "profile": analysis.history.profiles.get(vm["vm"]),
+        "its": [_its(analysis, tables, row) for row in itss.iter_rows(named=True)],
+        "lpis": _lpis(analysis, tables, vm["vm"]),
+    }
+
+
+def _its(analysis: Analysis, tables: Tables, its: dict[str, Any]) -> Document:
+    here = (pl.col("vm") == its["vm"]) & (pl.col("its") == its["its"])
+    recorded = observed(analysis.observations)["COMMANDS"].rows is not None
+    return {
+        "its": its["its"],
+        "base_gpa": pointer(its["base_gpa"]),
+        "commands": analysis.observations.commands.filter(here).height if recorded else None,
+        **table_documents(tables, here),
+    }
+
+
+def table_documents(tables: Tables, here: pl.Expr | None = None) -> Document:
+    """Devices, collections and events of one state; a table that its source does not know is null."""
+
+    def rows(frame: pl.DataFrame | None, *keys: str) -> list[dict[str, Any]] | None:
+        if frame is None:
+            return None
+        chosen = frame if here is None else frame.filter(here).drop("vm", "its")
+        return chosen.sort(keys if here is not None else ("vm", "its", *keys)).to_dicts()
+
+    devices = rows(tables.devices, "device_id")
+    for device in devices or ():
+        device["itt_gpa"] = pointer(device["itt_gpa"])
+    return {
+        "devices": devices,
+        "collections": rows(tables.collections, "icid"),
+        "events": rows(tables.events, "device_id", "event_id"),
+    }
+
+
+def _lpis(analysis: Analysis, tables: Tables, vm: int) -> list[Document]:
+    if tables.lpis is None:
+        return []
+    counted = traffic(analysis)
+    found = []
+    for row in tables.lpis.filter(pl.col("vm") == vm).drop("vm").sort("intid").iter_rows(named=True):
+        counts = counted.get((vm, row["intid"]))
+        found.append({**row, "injections": counts.injections, "deliveries": counts.deliveries, "coalesced": counts.coalesced})
+    return found
+
+
+def _summary(analysis: Analysis) -> Document:
+    seen = observed(analysis.observations)
+    opcodes = Counter(analysis.history.verdicts["opcode"].to_list())
+    total = traffic(analysis).total
+    measured = latency(analysis.lives.lives)
+    return {
+        "commands": {name or "unknown": opcodes[name] for name in sorted(opcodes, key=str)}
+        if seen["COMMANDS"].rows is not None
+        else None,
+        "injections": total.injections,
+        "deliveries": total.deliveries,
+        "coalesced": total.coalesced,
+        "latency_ns": None if measured is None else {"p50": measured.p50, "p99": measured.p99, "max": measured.max},
+        "by_severity": {
+            str(severity): sum(finding.severity is severity for finding in analysis.findings) for severity in Severity
+        },
+    }
+

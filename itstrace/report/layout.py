@@ -1,0 +1,222 @@
+"""Lines of styled text for a terminal of some width, or for a pipe.
+
+Theory of operation. A report is an iterable of `Text`, one per line, never with a line break in it. A `Sheet` says where they
+go: how wide (None: a pipe, where nothing is cut or wrapped but prose) and whether the fine characters may be used. Whatever
+text comes in is made `plain` here, so neither markup nor control characters of a capture get any further; styles are put
+on by our own code alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from itstrace.report.text import plain
+
+#: Prose is wrapped here in a pipe, and is never wider than `PROSE_MAX` on a terminal.
+PROSE_PIPED: Final = 80
+PROSE_MAX: Final = 110
+_GAP: Final = "  "
+
+Cell = str | Text
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """Where lines go: `width` columns of a terminal, or a pipe (None); `fine`: more than ASCII can be shown."""
+
+    width: int | None = None
+    fine: bool = False
+
+    @property
+    def prose(self) -> int:
+        """How wide running text is set."""
+        return PROSE_PIPED if self.width is None else min(self.width, PROSE_MAX)
+
+    @property
+    def arrow(self) -> str:
+        """From this to that."""
+        return "\u2192" if self.fine else "->"
+
+    @property
+    def dots(self) -> str:
+        """Something was cut here."""
+        return "\u2026" if self.fine else "..."
+
+    def rule(self, title: str, note: Cell = "") -> Text:
+        """A heading that spans the sheet."""
+        line = join(Text(title, "bold"), "  " if cell_len(str(note)) else "", clean(note))
+        if self.width is None or not self.fine:
+            return line
+        rest = self.prose - line.cell_len - 1
+        return line.append(" " + "\u2500" * rest, "dim") if rest > 2 else line
+
+
+def clean(cell: Cell, style: str = "") -> Text:
+    """One cell as safe text."""
+    if isinstance(cell, str):
+        return Text(plain(cell), style)
+    if cell.plain.isprintable():
+        return cell
+    safe = Text(style=cell.style)
+    for at, char in enumerate(cell.plain):
+        safe.append(plain(char), _style_at(cell, at))
+    return safe
+
+
+def _style_at(text: Text, at: int) -> str:
+    return " ".join(str(span.style) for span in text.spans if span.start <= at < span.end)
+
+
+def join(*cells: Cell) -> Text:
+    """Cells one after the other, safe."""
+    line = Text()
+    for cell in cells:
+        line.append_text(clean(cell))
+    return line
+
+
+def cut(text: Text, width: int, dots: str) -> Text:
+    """The text in at most `width` columns, with `dots` where something is missing."""
+    if text.cell_len <= width:
+        return text
+    if width <= len(dots):
+        return Text(dots[:width], text.style)
+    keep, used = 0, 0
+    for char in text.plain:
+        used += cell_len(char)
+        if used > width - len(dots):
+            break
+        keep += 1
+    short = text[:keep]
+    short.append(dots)
+    return short
+
+
+def wrap(text: Cell, width: int, *, first: str = "", rest: str | None = None) -> Iterator[Text]:
+    """Words into lines of `width` columns, indented by `first` and then by `rest`; longer words are broken."""
+    rest = " " * cell_len(first) if rest is None else rest
+    source = clean(text)
+    indent, room = first, max(width - cell_len(first), 10)
+    start = 0
+    words = _words(source.plain)
+    line_end = 0
+    used = 0
+    for begin, end in words:
+        long = cell_len(source.plain[begin:end])
+        gap = cell_len(source.plain[line_end:begin]) if used else 0
+        if used and used + gap + long > room:
+            yield _indented(indent, source[start:line_end])
+            indent, room, used, gap = rest, max(width - cell_len(rest), 10), 0, 0
+        if not used:
+            start = begin
+        while long > room:  # a word that no line can hold
+            stop = start + _fitting(source.plain[start:end], room)
+            yield _indented(indent, source[start:stop])
+            indent, room, start = rest, max(width - cell_len(rest), 10), stop
+            long = cell_len(source.plain[start:end])
+        used += gap + long
+        line_end = end
+    if used or not words:
+        yield _indented(indent, source[start:line_end])
+
+
+def _words(text: str) -> list[tuple[int, int]]:
+    found, at = [], 0
+    for word in text.split(" "):
+        if word:
+            found.append((at, at + len(word)))
+        at += len(word) + 1
+    return found
+
+
+def _fitting(text: str, width: int) -> int:
+    used = 0
+    for at, char in enumerate(text):
+        used += cell_len(char)
+        if used > width:
+            return max(at, 1)
+    return len(text)
+
+
+def _indented(indent: str, text: Text) -> Text:
+    return Text(indent).append_text(text)
+
+
+def facts(sheet: Sheet, rows: Iterable[tuple[str, Cell]], *, indent: str = "  ", label: int = 0) -> Iterator[Text]:
+    """Labels with what they say, the values aligned and wrapped."""
+    rows = [(name, value) for name, value in rows if str(value)]
+    label = label or max((cell_len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        head = indent + name + " " * (label - cell_len(name)) + _GAP
+        for at, line in enumerate(wrap(value, sheet.prose, first=head, rest=" " * cell_len(head))):
+            if at == 0:
+                line.stylize("dim", len(indent), len(indent) + len(name))
+            yield line
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table. `give`: may be cut when the sheet is too narrow, the largest first."""
+
+    title: str
+    right: bool = False
+    style: str = ""
+    give: int = 0
+
+
+def table(
+    sheet: Sheet,
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    indent: str = "  ",
+    show: int | None = None,
+    more: str = "",
+) -> Iterator[Text]:
+    """Rows under their titles, cut to the sheet; at most `show` of them, followed by how many there are and `more`."""
+    cells = [[clean(cell, column.style) for cell, column in zip(row, columns, strict=True)] for row in rows]
+    shown = cells if show is None or len(cells) <= show else cells[:show]
+    widths = [max(cell_len(c.title), *(row[i].cell_len for row in shown), 0) for i, c in enumerate(columns)]
+    if sheet.width is not None:
+        _squeeze(widths, columns, sheet.width - len(indent) - len(_GAP) * (len(columns) - 1))
+    yield _row(sheet, columns, widths, [Text(c.title, "dim") for c in columns], indent)
+    for row in shown:
+        yield _row(sheet, columns, widths, row, indent)
+    if len(shown) < len(cells):
+        note = f"{len(shown):,} of {len(cells):,} shown"
+        yield from wrap(Text(f"{note}, {more}" if more else note, "dim italic"), sheet.prose, first=indent)
+
+
+def _squeeze(widths: list[int], columns: Sequence[Column], room: int) -> None:
+    """Take from the columns that can give, the widest of the most willing first, never below eight or the title."""
+    over = sum(widths) - room
+    for willing in sorted({c.give for c in columns if c.give}, reverse=True):
+        group = [i for i, c in enumerate(columns) if c.give == willing]
+        while over > 0:
+            i = max(group, key=lambda i: widths[i])
+            if widths[i] <= max(8, cell_len(columns[i].title)):
+                break
+            widths[i] -= 1
+            over -= 1
+
+
+def _row(sheet: Sheet, columns: Sequence[Column], widths: list[int], cells: Sequence[Text], indent: str) -> Text:
+    line = Text(indent)
+    for i, (cell, column) in enumerate(zip(cells, columns, strict=True)):
+        short = cut(cell, widths[i], sheet.dots)
+        pad = " " * (widths[i] - short.cell_len)
+        if i:
+            line.append(_GAP)
+        if column.right:
+            line.append(pad)
+        line.append_text(short)
+        if not column.right and i + 1 < len(columns):
+            line.append(pad)
+    line.rstrip()
+    return line if sheet.width is None else cut(line, sheet.width, sheet.dots)
+

@@ -1,0 +1,265 @@
+"""The life of one LPI, told in order: every observation and every table change about it, as one list of steps.
+
+Theory of operation. Each frame gives its rows about the LPI as steps (`_steps`); steps are sorted by the seq of the record
+that they come from, so ties in time stay in the order of the records. Findings about the LPI stand at the record that they
+begin with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import polars as pl
+from rich.text import Text
+
+from itstrace.report.figures import latency
+from itstrace.report.layout import Sheet, clean, wrap
+from itstrace.report.text import delta, duration, hexa, known, plural, seconds
+
+if TYPE_CHECKING:
+    from itstrace.analysis import Analysis
+    from itstrace.findings import Finding
+
+Row = dict[str, Any]
+
+#: What became of the content of a list register. Kernel: the fold's reading of ICH_LR<n>_EL2.State.
+_FOUND: Final = {0: "empty: the guest took it and is done", 1: "still pending: not taken", 2: "active: the guest is at it",
+                 3: "active and pending again"}  # fmt: skip
+#: Opcodes that name a device and event; the others touch an LPI only through its collection or device.
+_STYLES: Final = {"msi": "bold", "finding": "bold red", "table": "cyan", "command": "cyan", "config": "magenta"}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that happened to the LPI. `kind`: command, table, config, msi, queue, fill, fold, retarget, finding."""
+
+    seq: int
+    time_ns: int | None
+    cpu: int | None
+    kind: str
+    text: str
+    severity: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """All steps of one LPI of one VM, in order."""
+
+    vm: int
+    intid: int
+    steps: tuple[Step, ...]
+
+
+def known_lpis(analysis: Analysis) -> pl.DataFrame:
+    """Every LPI that the capture mentions. Shape: vm, intid."""
+    observations, history = analysis.observations, analysis.history
+    frames = (
+        history.mappings, history.targets, history.configurations, observations.injections, observations.queueings, observations.fills,
+        observations.retargets, observations.configs,
+    )  # fmt: skip
+    return pl.concat([frame.select("vm", "intid") for frame in frames]).drop_nulls().unique().sort("vm", "intid")
+
+
+def story(analysis: Analysis, vm: int, intid: int) -> Story:
+    """Everything that the capture tells of one LPI."""
+    steps = sorted(_steps(analysis, vm, intid), key=lambda step: step.seq)
+    return Story(vm, intid, tuple(steps))
+
+
+def _steps(analysis: Analysis, vm: int, intid: int) -> Iterator[Step]:
+    observations, history = analysis.observations, analysis.history
+    mine = (pl.col("vm") == vm) & (pl.col("intid") == intid)
+    mappings = history.mappings.filter(mine)
+    yield from _commands(analysis, vm, mappings)
+    yield from _mappings(mappings)
+    yield from _intervals(history.targets.filter(mine), "table", lambda row: f"to be queued to vCPU {known(row['target_vcpu'])} from now on")
+    yield from _intervals(
+        history.configurations.filter(mine), "config",
+        lambda row: f"holds: {'enabled' if row['enabled'] else 'disabled'}, priority {_priority(row['priority'])}",
+    )  # fmt: skip
+    yield from _rows(observations.configs.filter(mine), "config", _config)
+    yield from _rows(_injections(observations.injections, mappings, vm, intid), "msi", _msi)
+    yield from _rows(observations.queueings.filter(mine), "queue", _queueing)
+    for row in observations.fills.filter(mine).iter_rows(named=True):
+        yield Step(row["seq"], row["time_ns"], row["cpu"], "fill", _fill(row))
+        if row["end_seq"] is not None:
+            yield Step(row["end_seq"], row["end_ns"], row["cpu"], "fold", _fold(row))
+    yield from _rows(observations.retargets.filter(mine), "retarget", lambda row: f"KVM gives it to vCPU {known(row['vcpu'])}")
+    for finding in analysis.findings:
+        if finding.intid == intid and finding.vm in (vm, None) and finding.time_ns is not None:
+            yield Step(_place(finding), finding.time_ns, None, "finding", f"{finding.code} {finding.name}: {finding.message}",
+                       str(finding.severity))  # fmt: skip
+
+
+def _place(finding: Finding) -> int:
+    """After the first record that the finding rests on."""
+    return min(finding.seqs) if finding.seqs else 0
+
+
+def _rows(frame: pl.DataFrame, kind: str, say: Callable[[Row], str]) -> Iterator[Step]:
+    for row in frame.iter_rows(named=True):
+        yield Step(row["seq"], row["time_ns"], row["cpu"], kind, say(row))
+
+
+def _commands(analysis: Analysis, vm: int, mappings: pl.DataFrame) -> Iterator[Step]:
+    """Commands that name an event while it meant this LPI, and those that ended or began its mapping."""
+    commands = analysis.observations.commands.filter(pl.col("vm") == vm).select("seq", "time_ns", "cpu", "its", "dw0", "dw1")
+    named = commands.with_columns(
+        opcode_number=pl.col("dw0") & 0xFF, device_id=(pl.col("dw0") // 2**32).cast(pl.UInt32),
+        event_id=(pl.col("dw1") & 0xFFFFFFFF).cast(pl.UInt32),
+    )  # fmt: skip
+    named = named.join(mappings.select("its", "device_id", "event_id", "from_seq", "to_seq"), on=["its", "device_id", "event_id"])
+    live = (pl.col("seq") >= pl.col("from_seq").fill_null(0)) & (pl.col("to_seq").is_null() | (pl.col("seq") <= pl.col("to_seq")))
+    chosen = set(named.filter(live & pl.col("opcode_number").is_in(_EVENT_OPCODES))["seq"].to_list())
+    for column in ("set_by", "ended_by"):
+        chosen |= set(mappings[column].drop_nulls().to_list())
+    targets = analysis.history.targets.filter((pl.col("vm") == vm) & pl.col("intid").is_in(mappings["intid"].unique().to_list()))
+    chosen |= set(targets["set_by"].drop_nulls().to_list())
+    verdicts = analysis.history.verdicts.filter((pl.col("vm") == vm) & pl.col("seq").is_in(sorted(chosen)))
+    for row in verdicts.join(commands.select("seq", "time_ns", "cpu"), on="seq").iter_rows(named=True):
+        yield Step(row["seq"], row["time_ns"], row["cpu"], "command", row["text"] + verdict_words(row))
+
+
+#: MOVI, INT, CLEAR, MAPTI, MAPI, INV, DISCARD. Spec: IHI 0069H, ITS commands.
+_EVENT_OPCODES: Final = (0x01, 0x03, 0x04, 0x0A, 0x0B, 0x0C, 0x0F)
+
+
+def verdict_words(row: Row) -> str:
+    """What the model makes of a command, where that is anything but ok."""
+    if row["verdict"] in ("ok", None):
+        return ""
+    extra = ", ".join(part for part in (row["fault"], row["detail"]) if part)
+    return f" [{row['verdict']}{': ' + extra if extra else ''}]"
+
+
+def _mappings(frame: pl.DataFrame) -> Iterator[Step]:
+    for row in frame.iter_rows(named=True):
+        name = f"device {hexa(row['device_id'])}, event {known(row['event_id'])}"
+        if row["from_seq"] is not None:
+            collection = "no collection" if row["icid"] is None else f"collection {row['icid']}"
+            yield Step(row["from_seq"], row["from_ns"], None, "table", f"{name} means this LPI, {collection}")
+        if row["to_seq"] is not None:
+            followed = frame.filter((pl.col("from_seq") == row["to_seq"]) & (pl.col("its") == row["its"])).height
+            if not followed:
+                yield Step(row["to_seq"], row["to_ns"], None, "table", f"{name} means it no longer")
+
+
+def _intervals(frame: pl.DataFrame, kind: str, say: Callable[[Row], str]) -> Iterator[Step]:
+    for row in frame.iter_rows(named=True):
+        if row["from_seq"] is not None:
+            yield Step(row["from_seq"], row["from_ns"], None, kind, say(row))
+
+
+def _priority(value: int | None) -> str:
+    return "?" if value is None else f"0x{value:02x}"
+
+
+def _injections(frame: pl.DataFrame, mappings: pl.DataFrame, vm: int, intid: int) -> pl.DataFrame:
+    """MSIs that KVM resolved to this LPI, and refused ones of an event that meant it then."""
+    rows = frame.filter(pl.col("vm") == vm)
+    unresolved = rows.filter(pl.col("intid").is_null()).join(
+        mappings.select("its", "device_id", "event_id", "from_seq", "to_seq"), on=["its", "device_id", "event_id"]
+    )
+    live = (pl.col("seq") >= pl.col("from_seq").fill_null(0)) & (pl.col("to_seq").is_null() | (pl.col("seq") <= pl.col("to_seq")))
+    return pl.concat([rows.filter(pl.col("intid") == intid), unresolved.filter(live).select(rows.columns)]).unique("seq").sort("seq")
+
+
+def _msi(row: Row) -> str:
+    origin = "MSI" if row["from_command"] is None else "INT"
+    how = "" if row["cached"] is None else " through the cache" if row["cached"] else " through the tables"
+    event = f"device {hexa(row['device_id'])}, event {known(row['event_id'])}"
+    result = row["result"]
+    end = "" if result == 0 else ", result unknown" if result is None else f", refused ({result})"
+    return f"{origin} from {event}{how}{end}"
+
+
+def _queueing(row: Row) -> str:
+    state = [word for word in ("pending", "active") if row[word]] + ([] if row["enabled"] is not False else ["disabled"])
+    holder = "" if row["owner_vcpu"] is None else f", on the list of vCPU {row['owner_vcpu']} already"
+    why = {"inv": ", configuration read again", "other": ""}.get(row["cause"] or "other", "")
+    return f"queued for vCPU {known(row['target_vcpu'])}{holder} ({', '.join(state) or 'not pending'}{why})"
+
+
+def _fill(row: Row) -> str:
+    kept = ", the latch stays set" if row["latch_kept"] else ""
+    lr = "" if row["lr"] is None else f" {row['lr']}"
+    what = "" if row["pending"] else " (nothing pending)"
+    return f"into list register{lr} of vCPU {row['vcpu']}{what}{kept}"
+
+
+def _fold(row: Row) -> str:
+    if row["ended_by"] == "fold":
+        return f"vCPU {row['vcpu']} reads it back: {_FOUND.get(row['state'], 'state unknown')}"
+    words = {"refill": "written again without having been read back", "teardown": "the VM is torn down"}
+    return f"list register of vCPU {row['vcpu']}: {words.get(row['ended_by'], known(row['ended_by']))}"
+
+
+def _config(row: Row) -> str:
+    cause = "" if row["cause"] in (None, "other") else f" ({row['cause'].upper()})"
+    if row["result"] not in (0, None):
+        return f"KVM could not read its configuration{cause}: {row['result']}"
+    enabled = {True: "enabled", False: "disabled", None: "?"}[row["enabled"]]
+    return f"KVM reads its configuration{cause}: {enabled}, priority {_priority(row['priority'])}"
+
+
+# --- telling it
+
+
+def told(sheet: Sheet, analysis: Analysis, tale: Story, *, show: int | None = None) -> Iterator[Text]:
+    """The story for a person: a summary, then every step with the time since the one before."""
+    yield from _summary(sheet, analysis, tale)
+    yield Text()
+    steps = tale.steps if show is None else tale.steps[:show]
+    before: int | None = None
+    for step in steps:
+        yield from _line(sheet, step, before)
+        before = step.time_ns if step.time_ns is not None else before
+    if len(steps) < len(tale.steps):
+        yield Text(f"{len(steps):,} of {len(tale.steps):,} steps shown; --limit 0 shows all", "dim italic")
+
+
+def _summary(sheet: Sheet, analysis: Analysis, tale: Story) -> Iterator[Text]:
+    mine = (pl.col("vm") == tale.vm) & (pl.col("intid") == tale.intid)
+    lives = analysis.lives.lives.filter(mine)
+    counts = lives.group_by("outcome").len().sort("len", descending=True)
+    parts = [f"{count:,} {outcome or 'unknown'}" for outcome, count in counts.iter_rows()]
+    yield sheet.rule(f"LPI {tale.intid}", f"VM {tale.vm}")
+    yield from wrap(f"{plural(lives.height, 'MSI')}{': ' + ', '.join(parts) if parts else ''}", sheet.prose, first="  ")
+    vcpus = lives["filled_vcpu"].drop_nulls().value_counts(sort=True)
+    if vcpus.height:
+        taken = ", ".join(f"vCPU {vcpu} {count:,}" for vcpu, count in vcpus.iter_rows())
+        yield from wrap(f"into list registers of {taken}", sheet.prose, first="  ")
+    measured = latency(lives)
+    if measured is not None:
+        text = f"MSI to list register: p50 {duration(measured.p50)}, p99 {duration(measured.p99)}, max {duration(measured.max)}"
+        yield from wrap(text, sheet.prose, first="  ")
+
+
+def _line(sheet: Sheet, step: Step, before: int | None) -> Iterator[Text]:
+    since = delta(step.time_ns - before) if step.time_ns is not None and before is not None else ""
+    cpu = "     " if step.cpu is None else f"[{step.cpu:03d}]"
+    head = f"{seconds(step.time_ns, 9):>16} {since:>9}  {cpu} {step.kind:<8} "
+    style = _STYLES.get(step.kind, "")
+    if sheet.width is None:
+        yield clean(head + step.text)
+        return
+    for at, line in enumerate(wrap(step.text, sheet.width, first=head)):
+        if at == 0:
+            line.stylize("dim", 17, len(head))
+        if style:
+            line.stylize(style, len(head))
+        yield line
+
+
+def story_document(tale: Story) -> dict[str, Any]:
+    """The story for a program."""
+    return {
+        "vm": tale.vm,
+        "intid": tale.intid,
+        "steps": [
+            {"seq": s.seq, "time_ns": s.time_ns, "cpu": s.cpu, "kind": s.kind, "text": s.text, "severity": s.severity}
+            for s in tale.steps
+        ],
+    }

@@ -1,0 +1,271 @@
+"""The report of `analyze` for a person: the verdict, what was captured, the findings, the tables, the times, the coverage."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+from rich.text import Text
+
+from itstrace.findings import Confidence, Finding, Kind, Severity
+from itstrace.report import figures
+from itstrace.report.coverage import coverage
+from itstrace.report.finding import STYLES, Naming, findings
+from itstrace.report.layout import Cell, Column, Sheet, facts, table, wrap
+from itstrace.report.state import its_name, state
+from itstrace.report.text import duration, hexa, listed, number, plain, plural, seconds, size
+
+if TYPE_CHECKING:
+    from itstrace.analysis import Analysis
+    from itstrace.readers.base import CaptureInfo, Damage
+
+#: Rows of each table, and LPIs by latency, that a report shows.
+ROWS_SHOWN: Final = 12
+SLOWEST_SHOWN: Final = 8
+_DAMAGE_SHOWN: Final = 3
+
+_WRONG: Final = {
+    Kind.HOST: "KVM departs from what its guest's ITS commands say",
+    Kind.LIFE: "Interrupts went astray",
+    Kind.GUEST: "The guest's ITS commands are wrong",
+    Kind.EVIDENCE: "The capture is not whole",
+}
+
+
+def report(sheet: Sheet, analysis: Analysis, why: Callable[[str], str], rules: int) -> Iterator[Text]:
+    """The whole report. `why` tells why a rule of some code matters; `rules` is how many rules there are."""
+    naming = Naming(analysis)
+    yield Text()
+    yield from verdict(sheet, analysis, naming, rules)
+    yield Text()
+    yield sheet.rule("Capture")
+    yield from captured(sheet, analysis)
+    yield Text()
+    if analysis.findings:
+        yield sheet.rule("Findings", tally(analysis.findings))
+        yield Text()
+        yield from findings(sheet, analysis.findings, naming, why)
+    yield sheet.rule("Tables", _as_of(analysis))
+    yield from state(
+        sheet, figures.tables_at(analysis), analysis.observations.itss, counted=figures.traffic(analysis), show=ROWS_SHOWN,
+        more="`itstrace tables` has all",
+    )  # fmt: skip
+    yield from latencies(sheet, analysis)
+    yield sheet.rule("Coverage")
+    seen = figures.observed(analysis.observations)
+    yield from coverage(sheet, seen, analysis.skipped, analysis.observations.fed_by)
+
+
+def tally(found: Sequence[Finding]) -> str:
+    """`3 errors, 1 warning and 2 notes`."""
+    counts = Counter(finding.severity for finding in found)
+    return listed([plural(counts[severity], str(severity)) for severity in Severity if counts[severity]])
+
+
+# --- the verdict
+
+
+def verdict(sheet: Sheet, analysis: Analysis, naming: Naming, rules: int) -> Iterator[Text]:
+    """What is wrong, or that nothing is, and how sure that is: one or two sentences."""
+    wrong = [f for f in analysis.findings if f.kind is not Kind.EVIDENCE and f.severity is not Severity.NOTE]
+    if wrong:
+        first = wrong[0]
+        what = f"{_WRONG[first.kind]}: {_short(first, naming)}."
+        yield from wrap(Text(plain(what), STYLES[first.severity]), sheet.prose)
+        yield from wrap(_in_all(analysis, wrong), sheet.prose)
+    else:
+        yield from wrap(Text("Nothing wrong was found.", "bold green"), sheet.prose)
+        yield from wrap(_went_through(analysis), sheet.prose)
+    yield from wrap(_sureness(analysis, wrong, rules), sheet.prose)
+
+
+def _short(finding: Finding, naming: Naming) -> str:
+    words = [finding.name.replace("-", " ")]
+    subject = naming.subject(finding)
+    if subject:
+        words.append(f"of {subject}")
+    times = f"{finding.count:,} times, first at" if finding.count > 1 else "at"
+    if finding.time_ns is not None:
+        words.append(f"{times} {seconds(finding.time_ns)}")
+    return f"{' '.join(words)} ({finding.code})"
+
+
+def _in_all(analysis: Analysis, wrong: Sequence[Finding]) -> str:
+    kinds = Counter(finding.kind for finding in wrong)
+    whose = {Kind.HOST: "KVM's", Kind.LIFE: "about lives of LPIs", Kind.GUEST: "the guest's"}
+    parts = [f"{kinds[kind]} {words}" for kind, words in whose.items() if kinds[kind]]
+    if len(wrong) == 1:
+        return f"In all {tally(analysis.findings)}."
+    return f"In all {tally(analysis.findings)}; of the errors and warnings {listed(parts)}."
+
+
+def _went_through(analysis: Analysis) -> str:
+    total = figures.traffic(analysis).total
+    parts = [plural(analysis.observations.commands.height, "ITS command")]
+    if total.injections is not None:
+        parts.append(plural(total.injections, "MSI"))
+    if total.deliveries is not None:
+        parts.append(plural(total.deliveries, "delivery", "deliveries"))
+    extra = f"; {tally(analysis.findings)} below" if analysis.findings else ""
+    return f"{listed(parts)} agree with the model{extra}."
+
+
+def _sureness(analysis: Analysis, wrong: Sequence[Finding], rules: int) -> str:
+    parts = []
+    if wrong:
+        sure = wrong[0].confidence
+        words = {Confidence.CERTAIN: "certain", Confidence.LIKELY: "likely, not certain", Confidence.UNPROVEN: "unproven"}
+        parts.append(f"The first of them is {words[sure]}")
+    if analysis.gaps.height:
+        parts.append(f"records were lost in {plural(analysis.gaps.height, 'place')}")
+    if analysis.damage:
+        parts.append("the file is damaged")
+    if analysis.skipped:
+        parts.append(f"{len(analysis.skipped)} of {rules} rules could not run for want of recordings")
+    if not parts:
+        return f"All {rules} rules ran, and no records were lost."
+    text = f"{'; '.join(parts)}."
+    return text[0].upper() + text[1:]
+
+
+# --- what was captured
+
+
+def captured(sheet: Sheet, analysis: Analysis) -> Iterator[Text]:
+    """The file, the host, the span, the guests and their traffic."""
+    observations, counts = analysis.observations, analysis.counts
+    types = counts["event"].n_unique()
+    records = int(counts["records"].sum())
+    profiles = sorted(set(analysis.history.profiles.values()))
+    recorded = f"{plural(records, 'event')} of {plural(types, 'type')} on {plural(analysis.info.cpus, 'CPU')}"
+    rows: list[tuple[str, Cell]] = [
+        *about_file(analysis.info, modelled=listed(profiles)),
+        ("time", span(analysis.start_ns, analysis.end_ns, analysis.info.clock)),
+        ("recorded", f"{recorded}, {lost(analysis.gaps)}"),
+        ("damage", damage_words(analysis.damage)),
+        *(("guest", line) for line in _guests(analysis)),
+        ("commands", _commands(analysis)),
+        ("MSIs", _msis(analysis)),
+        ("markers", _markers(observations.markers)),
+    ]
+    yield from facts(sheet, rows)
+
+
+def about_file(info: CaptureInfo, *, modelled: str = "") -> list[tuple[str, Cell]]:
+    """The file and the host that it comes from."""
+    kernel = info.kernel or "unknown"
+    return [
+        ("file", f"{info.path} ({size(info.size_bytes)}, {info.format})"),
+        ("kernel", f"{kernel}{f', {info.arch}' if info.arch else ''}{f'; replayed as {modelled}' if modelled else ''}"),
+    ]
+
+
+def span(start_ns: int | None, end_ns: int | None, clock: str | None) -> str:
+    """`1343.1 to 1353.0 (9.9 s), clock mono`."""
+    named = f", clock {clock}" if clock else ""
+    if start_ns is None or end_ns is None:
+        return f"no records{named}"
+    return f"{seconds(start_ns)} to {seconds(end_ns)} ({duration(end_ns - start_ns)}){named}"
+
+
+def lost(gaps: pl.DataFrame) -> str:
+    """How much the kernel could not record."""
+    if gaps.is_empty():
+        return "none lost"
+    counted = gaps["lost"].drop_nulls()
+    amount = f"{int(counted.sum()):,} lost" if counted.len() == gaps.height else "some lost"
+    if 0 < counted.len() < gaps.height:
+        amount = f"{int(counted.sum()):,} or more lost"
+    return f"{amount} in {plural(gaps.height, 'place')} (CPU {listed([str(c) for c in sorted(gaps['cpu'].unique())])})"
+
+
+def damage_words(damage: Sequence[Damage]) -> str:
+    """The first few damaged places."""
+    words = []
+    for place in damage[:_DAMAGE_SHOWN]:
+        at = "" if place.offset_bytes is None else f" at byte {place.offset_bytes}"
+        words.append(f"{place.problem}{at}{'' if place.cpu is None else f' (CPU {place.cpu})'}")
+    rest = len(damage) - len(words)
+    return "; ".join(words) + (f"; and {plural(rest, 'more place')}" if rest > 0 else "")
+
+
+def _guests(analysis: Analysis) -> Iterator[str]:
+    vms, itss, vcpus = analysis.observations.vms, analysis.observations.itss, analysis.observations.vcpus
+    for vm in vms.iter_rows(named=True):
+        mine = itss.filter(pl.col("vm") == vm["vm"]).sort("its")
+        count = vcpus.filter(pl.col("vm") == vm["vm"])["vcpu"].n_unique()
+        begun = "from its start" if vm["complete"] else "already running"
+        ended = "" if vm["end_ns"] is None else f", torn down at {seconds(vm['end_ns'])}"
+        bases = listed([f"ITS {its} at {hexa(base)}" for its, base in mine.select("its", "base_gpa").iter_rows()]) or "no ITS seen"
+        yield f"{its_name(vm['vm'], None)}: {plural(count, 'vCPU')}, {bases}, {begun}{ended}"
+
+
+def _commands(analysis: Analysis) -> str:
+    opcodes = Counter(name or "?" for name in analysis.history.verdicts["opcode"].to_list())
+    if not opcodes:
+        return "none seen"
+    faults = int((analysis.history.verdicts["verdict"] == "fault").sum())
+    names = ", ".join(f"{name} {count:,}" for name, count in opcodes.most_common())
+    return f"{opcodes.total():,} ({names}){f'; {faults:,} faulted' if faults else ''}"
+
+
+def _msis(analysis: Analysis) -> str:
+    outcomes = Counter(analysis.lives.lives["outcome"].to_list())
+    total = figures.traffic(analysis).total
+    if total.injections is None:
+        return "not recorded"
+    parts = ", ".join(f"{count:,} {outcome or 'unknown'}" for outcome, count in outcomes.most_common())
+    return f"{total.injections:,}{f' ({parts})' if parts else ''}"
+
+
+def _markers(markers: pl.DataFrame) -> str:
+    if markers.is_empty():
+        return ""
+    first = markers.row(0, named=True)
+    return f"{plural(markers.height, 'note')}, the first at {seconds(first['time_ns'])}: {plain((first['text'] or '')[:60])}"
+
+
+def _as_of(analysis: Analysis) -> str:
+    ends = analysis.observations.vms["end_ns"].drop_nulls()
+    if ends.is_empty():
+        return "as of the end"
+    return "just before the teardown" if ends.len() == analysis.observations.vms.height else "as of the end, or before the teardown"
+
+
+# --- how long it took
+
+
+def latencies(sheet: Sheet, analysis: Analysis) -> Iterator[Text]:
+    """Stages of the delivered MSIs, and the LPIs that waited longest."""
+    lives = analysis.lives.lives
+    whole = figures.latency(lives)
+    if whole is None:
+        return
+    yield sheet.rule("Latency", f"of {plural(whole.count, 'delivered MSI')}")
+    columns = [Column("stage"), *(Column(name, right=True) for name in ("p50", "p99", "max"))]
+    rows = []
+    for title, begin, end in figures.STAGES:
+        stage = figures.latency(lives, begin, end)
+        if stage is not None:
+            rows.append([title, duration(stage.p50), duration(stage.p99), duration(stage.max)])
+    yield from table(sheet, columns, rows)
+    yield Text()
+    many_vms = analysis.observations.vms.height > 1
+    columns = [Column("LPI", right=True), *(Column(name, right=True) for name in ("delivered", "p50", "p99", "max"))]
+    lines = [
+        [
+            f"{intid} (VM {vm})" if many_vms else str(intid),
+            number(stage.count),
+            duration(stage.p50),
+            duration(stage.p99),
+            duration(stage.max),
+        ]
+        for (vm, intid), stage in figures.slowest(lives)
+    ]
+    yield Text("  slowest LPIs, MSI to list register")
+    yield from table(sheet, columns, lines, show=SLOWEST_SHOWN, more="--json has all of them")
+    yield Text()
+
+
