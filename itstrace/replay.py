@@ -410,15 +410,12 @@ class _Replayer:
             return
         now = _Now(0, 0, 0, 0)
         touched = self._touched()
+        self._learn_from_moves(unknown, touched, now)
         used = self._mine(self.obs.injections).filter((pl.col("result") == 0) & pl.col("its").is_in(unknown)).drop_nulls("intid")
         first = used.sort("seq").unique(["its", "device_id", "event_id"], keep="first", maintain_order=True)
         for its, device, event, intid, seq in first.select("its", "device_id", "event_id", "intid", "seq").iter_rows():
             if seq < touched.get((its, device, event), seq + 1) and seq < touched.get((its, device, None), seq + 1):
-                known = device in self.gic.its[its].devices
-                effects = self.gic.restore_event(its, device, event, intid, None)
-                if not known:
-                    self.rec.devices.put((self.vm, its, device), (None, None), now, assumed=True)
-                self._record(effects, now, assumed=True)
+                self._assume_event(its, device, event, intid, now)
         moved = self._mine(self.obs.retargets).group_by("intid").agg(pl.col("seq").min())
         moved_at: dict[int, int] = dict(moved.iter_rows())
         queued = self._mine(self.obs.queueings).sort("seq").unique("intid", keep="first", maintain_order=True)
@@ -427,6 +424,45 @@ class _Replayer:
                 self._record(self.gic.restore_lpi(intid, target_vcpu=vcpu), now, assumed=True)
                 self.gic.configure(intid, enabled=enabled)
                 self.rec.configurations.put((self.vm, intid), (enabled, None), now, assumed=True)
+
+    def _learn_from_moves(
+        self, unknown: list[int], touched: dict[tuple[int, int, int | None], int], now: _Now
+    ) -> None:
+        """A MOVI that KVM carried out names the vCPU of its collection and the LPI of its event (update_affinity)."""
+        moves = [
+            (row, command) for row in self._mine(self.obs.commands).filter(pl.col("its").is_in(unknown)).iter_rows(named=True)
+            if (command := decode((row["dw0"], row["dw1"], row["dw2"], row["dw3"]))).opcode in (Opcode.MOVI, Opcode.MAPC)
+        ]
+        seen = self._mine(self.obs.retargets)
+        mapped: set[tuple[int, int | None]] = set()
+        for row, command in moves:
+            key = (row["its"], command.icid)
+            if command.opcode == Opcode.MAPC:
+                mapped.add(key)
+                continue
+            found = seen.filter(
+                (pl.col("pid") == row["pid"]) & (pl.col("seq") > row["seq"]) & (pl.col("seq") < (row["end_seq"] or 2**63))
+            )
+            its, device, event = row["its"], command.device_id, command.event_id
+            assert device is not None
+            assert event is not None
+            assert command.icid is not None
+            if found.height != 1:
+                continue
+            vcpu, intid = found["vcpu"][0], found["intid"][0]
+            if key not in mapped and vcpu is not None:
+                mapped.add(key)
+                self._record(self.gic.restore_collection(its, command.icid, vcpu), now, assumed=True)
+            untouched = row["seq"] < min(touched.get((its, device, e), 2**63) for e in (event, None))
+            if untouched and event not in getattr(self.gic.its[its].devices.get(device), "events", ()):
+                self._assume_event(its, device, event, intid, now)
+
+    def _assume_event(self, its: int, device: int, event: int, intid: int, now: _Now) -> None:
+        known = device in self.gic.its[its].devices
+        effects = self.gic.restore_event(its, device, event, intid, None)
+        if not known:
+            self.rec.devices.put((self.vm, its, device), (None, None), now, assumed=True)
+        self._record(effects, now, assumed=True)
 
     def _touched(self) -> dict[tuple[int, int, int | None], int]:
         """When the first command mapped or unmapped each event, or (None) each whole device."""

@@ -104,7 +104,7 @@ INJECTIONS = pl.Schema(
 )
 
 #: One row per call that puts an LPI on an ap_list (or finds it there). `owner_vcpu`: whose list it is on already.
-#: `cause`: msi, int, inv (the configuration was read again), other.
+#: `cause`: msi, int, inv (the configuration was read again), other. The call is surely over at `settled_seq`.
 QUEUEINGS = pl.Schema(
     {
         **_WHEN,
@@ -117,6 +117,7 @@ QUEUEINGS = pl.Schema(
         "enabled": pl.Boolean,
         "active": pl.Boolean,
         "cause": pl.String,
+        "settled_seq": pl.UInt64,
     }
 )
 

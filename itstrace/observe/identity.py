@@ -58,7 +58,7 @@ class Identity:
         if self.vms.height <= 1:
             vm = 0 if self.vms.height else None
             return frame.with_columns(pl.lit(vm, dtype=pl.UInt16).alias("vm"))
-        # A record that itself names the VM counts as after it: seq + 1 in `tasks` would be wrong for a reused worker.
+        # A record that itself names the VM belongs to it: for the moment of the join it stands after itself.
         rows = before(frame.with_columns(seq=pl.col("seq") + 1), self.tasks, _last="vm").with_columns(seq=pl.col("seq") - 1)
         rows = after(rows, self.tasks, _next="vm")
         return rows.with_columns(vm=pl.coalesce("_last", "_next")).drop("_last", "_next")
@@ -96,7 +96,16 @@ def _anchors(raw: Raw) -> pl.DataFrame:
     # An ITS belongs to the kvm beside which it is named, before or after.
     pairs = anchors.filter(pl.col("kvm").is_not_null() & pl.col("its").is_not_null())
     anchors = after(before(anchors, pairs, "its", back="kvm"), pairs, "its", ahead="kvm")
-    return anchors.with_columns(kvm=pl.coalesce("kvm", "back", "ahead")).drop("back", "ahead")
+    anchors = anchors.with_columns(kvm=pl.coalesce("kvm", "back", "ahead")).drop("back", "ahead")
+    # An ITS that is nowhere named beside one belongs to the kvm that its tasks work for, or to the only one there is.
+    named = anchors.filter(pl.col("kvm").is_not_null())
+    works_for = named.group_by("pid", maintain_order=True).agg(pl.col("kvm").first())
+    alone = anchors.filter(pl.col("kvm").is_null()).join(works_for, on="pid", how="inner", suffix="_of")
+    owners = alone.group_by("its", maintain_order=True).agg(owner=pl.col("kvm_of").mode().first())
+    only = named["kvm"].unique()
+    anchors = anchors.join(owners, on="its", how="left", maintain_order="left")
+    fallback = pl.lit(only[0] if only.len() == 1 else None, dtype=pl.UInt64)
+    return anchors.with_columns(kvm=pl.coalesce("kvm", "owner", fallback)).drop("owner")
 
 
 def _bases(raw: Raw) -> dict[int, int]:
@@ -121,13 +130,16 @@ def _lifetimes(raw: Raw, anchors: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFr
         .sort("first")
     )
     kvms = anchors.filter(pl.col("kvm").is_not_null())["kvm"].unique(maintain_order=True).to_list()
+    gone = _freed(raw)
     vms: list[_Vm] = []
     current: dict[int | None, _Vm] = {}
     for kvm, its, first, last in spans.iter_rows():
         vm = current.get(kvm)
         base = bases.get(its)
-        if vm is None or (base is not None and base in vm.its.values()):
-            # The same frame address through another pointer: the old VM is gone, and its `struct kvm` was reused.
+        reused = base is not None and vm is not None and base in vm.its.values()
+        if vm is None or reused or all(gone.get(pointer, first) < first for pointer in vm.its):
+            # Another ITS at the same address, or after all ITSs were freed: the old VM is gone, and its `struct kvm` was
+            # reused.
             fresh = _Vm(kvm=kvm or its, from_seq=0 if vm is None else vm.last_seq + 1)
             vms.append(fresh)
             current[kvm] = vm = fresh
@@ -155,6 +167,17 @@ def _lifetimes(raw: Raw, anchors: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFr
         pl.DataFrame(vm_rows, schema=schemas.VMS, orient="row"),
         pl.DataFrame(its_rows, schema=schemas.ITSS, orient="row"),
     )
+
+
+def _freed(raw: Raw) -> dict[int, int]:
+    """ITSs whose collections were freed after the last sign of life, and the record at which."""
+    alive: dict[int, int] = {}
+    for name in _ALIVE:
+        if "its" in raw[name].columns:
+            for its, seq in raw[name].group_by("its").agg(pl.col("seq").max()).iter_rows():
+                alive[its] = max(seq, alive.get(its, 0))
+    freed = raw["free_collection"].group_by("its").agg(pl.col("seq").max())
+    return {its: seq for its, seq in freed.iter_rows() if seq > alive.get(its, 0)}
 
 
 def _complete_its(raw: Raw) -> dict[int, bool]:
@@ -202,7 +225,8 @@ def _tasks(raw: Raw, anchors: pl.DataFrame, vms: pl.DataFrame, itss: pl.DataFram
     # A kvm without an ITS: the VM of that pointer whose lifetime holds the record.
     bare = anchors.filter(pl.col("its").is_null() & pl.col("kvm").is_not_null()).select("seq", "pid", "kvm").sort("seq")
     starts = vms.select("kvm", "vm", seq="from_seq")
-    bare = before(bare, starts, "kvm", vm="vm").drop_nulls("vm").select("seq", "pid", "vm")
+    bare = before(bare.with_columns(seq=pl.col("seq") + 1), starts, "kvm", vm="vm").drop_nulls("vm")
+    bare = bare.select(pl.col("seq") - 1, "pid", "vm")
     rows = pl.concat([named, bare]).sort("seq")
     changes = rows.filter(pl.col("vm").ne_missing(pl.col("vm").shift(1).over("pid")))
     return pl.concat([changes.select("pid", "seq", "vm"), _orphans(raw, changes, vms)])

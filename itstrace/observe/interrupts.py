@@ -100,6 +100,12 @@ def _cached_only(raw: Raw, identity: Identity) -> pl.DataFrame:
     )
 
 
+def _steps(raw: Raw) -> pl.DataFrame:
+    """Records that a task makes only when a call of vgic_queue_irq_unlock is over. Shape: pid, seq."""
+    names = ("cached", "trigger_end", "msi_end", "command", "guest_read", "process_end", "queue", "config", "enter", "fill")
+    return pl.concat([raw[name].select("pid", "seq") for name in names])
+
+
 def queueings(raw: Raw, identity: Identity, injected: pl.DataFrame) -> pl.DataFrame:
     """Calls of vgic_queue_irq_unlock for LPIs.
 
@@ -125,6 +131,7 @@ def queueings(raw: Raw, identity: Identity, injected: pl.DataFrame) -> pl.DataFr
     known = raw["affinity"].filter(pl.col("vcpu_ptr") != 0).select(owner_ptr="vcpu_ptr", known="vcpu").unique("owner_ptr")
     if not raw.gives("queue", "owner_vcpu"):
         rows = rows.drop("owner_vcpu").join(known.rename({"known": "owner_vcpu"}), on="owner_ptr", how="left")
+    rows = after(rows, _steps(raw), settled_seq="seq")
     return rows.sort("seq").select(schemas.QUEUEINGS.names()).cast(dict(schemas.QUEUEINGS))
 
 

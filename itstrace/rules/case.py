@@ -61,7 +61,7 @@ class Case:
         """Rows whose span (two columns of times) holds no lost records."""
         if self.gaps.is_empty() or rows.is_empty():
             return rows
-        keep = [not self.lost(a, b) for a, b in rows.select(from_ns, to_ns).iter_rows()]
+        keep = [not self.lost(a, b) for a, b in zip(rows[from_ns], rows[to_ns], strict=True)]
         return rows.filter(pl.Series(keep, dtype=pl.Boolean))
 
     # --- table history

@@ -35,8 +35,8 @@ def lost_lpi(case: Case) -> Iterator[Finding]:
     stays set; a fold that drops a list register's state.
 
     ## When it is wrong
-    An LPI that is moved on its way is judged by other rules. With all list registers in use an LPI waits its turn: the finding
-    is then only likely. An entry that was under way when the LPI was queued is not counted, nor is one near lost records.
+    An LPI that is moved on its way is judged by other rules. With all list registers in use an LPI waits its turn; it is then
+    reported, as likely, only if it never came. An entry that was under way when the LPI was queued is not counted, nor is one near lost records.
 
     ## What to do
     Follow the LPI with `itstrace lpi`: what came between its queueing and the vCPU's next entry? Does a later MSI find it
@@ -66,16 +66,13 @@ def _passed_over(case: Case) -> pl.DataFrame:
     obs = case.observations
     runs = obs.runs.select("vm", "vcpu", "enter_ns", "exit_seq", seq="enter_seq", entry_ns="enter_ns")
     exits = obs.runs.filter(pl.col("exit_seq").is_not_null()).select("vm", "vcpu", seq="exit_seq")
-    rows = obs.queueings.filter(pl.col("pending") & pl.col("enabled") & ~pl.col("active")).with_columns(
-        vcpu=pl.coalesce("owner_vcpu", "target_vcpu")
-    ).drop_nulls("vcpu")
+    rows = obs.queueings.filter(pl.col("pending") & pl.col("enabled") & ~pl.col("active")).drop_nulls("target_vcpu")
+    rows = rows.with_columns(vcpu=pl.col("target_vcpu"))
     # Only vCPUs whose running is known; the rest cannot be judged.
     rows = rows.join(runs.select(VCPU).unique(), on=VCPU, how="semi")
     rows = after(rows, obs.fills, LPI, next_fill="seq", next_fill_ns="time_ns")
     rows = after(rows, obs.queueings, LPI, next_queue="seq")
-    rows = after(rows, exits, VCPU, exit_seq="seq")
-    rows = rows.rename({"seq": "queued"}).with_columns(seq=pl.col("exit_seq").fill_null(NEVER))
-    rows = after(rows, runs, VCPU, entry_seq="seq", entry_ns="entry_ns").drop("seq").rename({"queued": "seq"})
+    rows = _entered_without(rows, runs, exits)
     end = pl.min_horizontal(pl.col("next_fill").fill_null(NEVER), *_excuses(case, rows))
     rows = rows.filter(pl.col("entry_seq").is_not_null() & (pl.col("entry_seq") < end))
     rows = before(rows, obs.fills, LPI, last_fill="seq")
@@ -84,8 +81,30 @@ def _passed_over(case: Case) -> pl.DataFrame:
     used = obs.folds.select("vm", "vcpu", "used", seq="seq")
     rows = rows.rename({"seq": "queued"}).with_columns(seq=pl.col("entry_seq"))
     rows = after(rows, used, VCPU, used="used").drop("seq").rename({"queued": "seq"}).sort("seq")
+    # With every list register in use an LPI waits its turn; that it never comes is worth a word all the same.
     rows = rows.with_columns(crowded=pl.col("used").fill_null(0) >= _LIST_REGISTERS)
+    rows = rows.filter(~pl.col("crowded") | pl.col("next_fill").is_null())
     return case.without_lost(rows, "time_ns", "entry_ns")
+
+
+def _entered_without(rows: pl.DataFrame, runs: pl.DataFrame, exits: pl.DataFrame) -> pl.DataFrame:
+    """The exit of the target after the LPI was surely on its list, and the entry after that, at which it must be filled.
+
+    Queued anew, it is on the list when the call is over. Found on another vCPU's list, it comes over when that vCPU prunes
+    its list after its next exit, and surely before it enters again.
+    """
+    rows = rows.rename({"seq": "queued"}).with_columns(
+        seq=pl.col("settled_seq").fill_null(NEVER), vcpu=pl.coalesce("owner_vcpu", "target_vcpu"),
+        _away=pl.col("owner_vcpu").is_not_null() & (pl.col("owner_vcpu") != pl.col("target_vcpu")),
+    )
+    rows = after(rows, exits, VCPU, left="seq").with_columns(_settled=pl.col("seq"), seq=pl.col("left").fill_null(NEVER))
+    rows = after(rows, runs, VCPU, back="seq")
+    rows = rows.with_columns(
+        vcpu=pl.col("target_vcpu"), seq=pl.when("_away").then(pl.col("back").fill_null(NEVER)).otherwise("_settled")
+    )
+    rows = after(rows, exits, VCPU, exit_seq="seq").with_columns(seq=pl.col("exit_seq").fill_null(NEVER))
+    rows = after(rows, runs, VCPU, entry_seq="seq", entry_ns="entry_ns")
+    return rows.drop("seq", "_away", "_settled", "left", "back").rename({"queued": "seq"}).sort("seq")
 
 
 def _excuses(case: Case, rows: pl.DataFrame) -> list[pl.Series]:
