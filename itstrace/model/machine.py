@@ -1,8 +1,8 @@
 """One VM's GIC: redistributors, LPIs and ITSs, and what happens to them.
 
-Rule 1: state changes only here and in `commands.py`; both return what they did as effects. Rule 2: no clock,
-no file, no frame. Rule 3: what an implementation does differently is a field of its `Profile`, never its
-name.
+Rule 1: state changes only here, in `commands.py` and in `registers.py`; all return what they did as effects.
+Rule 2: no clock, no file, no frame. Rule 3: what an implementation does differently is a field of its `Profile`,
+never its name.
 
 Theory of operation. KVM's LPI is one object with one target and one pending latch; the architecture's is a
 number that is pending, or not, at each redistributor. The model keeps pending state at the redistributors, so
@@ -21,6 +21,7 @@ from itstrace.gic.faults import Fault
 from itstrace.model import effects as fx
 from itstrace.model.commands import HANDLERS
 from itstrace.model.profiles import CacheScope
+from itstrace.model.registers import write_its, write_redistributor
 from itstrace.model.state import Collection, Device, Ite, Its, Lpi, Redistributor
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 #: What KVM returns for an MSI that finds the ITS or the redistributor off. Kernel:
 #: vgic-its.c:vgic_its_resolve_lpi
 EBUSY = 16
-
-_ALL = (1 << 64) - 1
 
 
 class Gic:
@@ -303,152 +302,12 @@ class Gic:
     # --- registers
 
     def write_its(self, key: int, offset: int, value: int, size_bytes: int) -> list[Effect]:
-        """A write to a register of an ITS, `offset` from its base.
-
-        Kernel: vgic-its.c:its_registers and vgic_mmio_write_its_* (v6.12)
-        """
-        its = self.its[key]
-        value &= (1 << 8 * size_bytes) - 1
-        if offset == reg.GITS_CTLR:
-            return self._write_its_ctlr(its, value)
-        if reg.GITS_CBASER <= offset < reg.GITS_CBASER + 8:
-            if its.enabled:
-                return [fx.RegisterIgnored("GITS_CBASER", value, fx.RegisterReason.ITS_ENABLED, its=key)]
-            its.cbaser = merged = _merge(its.cbaser, offset % 8, value, size_bytes)
-            its.creadr = its.cwriter = 0
-            if merged is None:
-                return []
-            if self.profile.page_size_bytes:
-                its.cbaser = merged = merged & ~0xF000  # vgic-its.c:vgic_sanitise_its_cbaser: 64 KiB aligned
-            queue = reg.decode_gits_cbaser(merged)
-            return [fx.QueueSet(key, queue.queue_gpa, queue.size_bytes, queue.valid)]
-        if reg.GITS_CWRITER <= offset < reg.GITS_CWRITER + 8:
-            return self._write_cwriter(its, value) if offset == reg.GITS_CWRITER else []
-        if reg.GITS_CREADR <= offset < reg.GITS_CREADR + 8:
-            return [fx.RegisterIgnored("GITS_CREADR", value, fx.RegisterReason.READ_ONLY, its=key)]
-        if reg.GITS_BASER <= offset < reg.GITS_BASER + 8 * reg.GITS_BASER_COUNT:
-            return self._write_baser(its, offset, value, size_bytes)
-        return []
-
-    def _write_its_ctlr(self, its: Its, value: int) -> list[Effect]:
-        enable = reg.decode_gits_ctlr(value).enabled
-        if enable and not its.enabled and self.profile.enable_needs_tables:
-            needed = (its.baser.get(0), its.baser.get(1), its.cbaser)
-            if any(one is not None and not one >> 63 for one in needed):
-                reason = fx.RegisterReason.INVALID_TABLES
-                return [fx.RegisterIgnored("GITS_CTLR", value, reason, its=its.key)]
-        before, its.enabled = its.enabled, enable
-        effects: list[Effect] = []
-        if enable and before is not True:
-            effects.append(fx.ItsEnabled(its.key))
-        if not enable:
-            if before is not False:
-                effects.append(fx.ItsDisabled(its.key))
-            if self.profile.cache is not CacheScope.NONE:
-                effects += self.invalidate_cache(its)
-        return effects
-
-    def _write_cwriter(self, its: Its, value: int) -> list[Effect]:
-        """Kernel: vgic-its.c:vgic_mmio_write_its_cwriter (v6.12)."""
-        offset = reg.decode_queue_offset(value)
-        if its.cbaser is not None and offset >= reg.decode_gits_cbaser(its.cbaser).size_bytes:
-            reason = fx.RegisterReason.OUT_OF_RANGE
-            return [fx.RegisterIgnored("GITS_CWRITER", value, reason, its=its.key)]
-        effects: list[Effect] = []
-        if value & 0x1E:
-            effects.append(fx.CwriterUnaligned(its.key, value))
-        its.cwriter = offset
-        if its.enabled is False and its.creadr != offset:
-            effects.append(fx.CommandsWaiting(its.key, its.creadr, offset))
-        return effects
-
-    def _write_baser(self, its: Its, offset: int, value: int, size_bytes: int) -> list[Effect]:
-        """GITS_BASER<n>, as the ITS keeps it, and what becomes of the objects in the table.
-
-        Kernel: vgic-its.c:vgic_mmio_write_its_baser (v6.12; v7.3 frees the objects on every change)
-        """
-        number = (offset - reg.GITS_BASER) // 8
-        tables = self.profile.tables
-        if tables is not None and number >= len(tables):
-            return []
-        if its.enabled:
-            name = f"GITS_BASER{number}"
-            return [fx.RegisterIgnored(name, value, fx.RegisterReason.ITS_ENABLED, its=its.key)]
-        old = its.baser.get(number)
-        new = _merge(old, offset % 8, value, size_bytes)
-        if new is not None and tables is not None:
-            table_type, entry_size_bytes = tables[number]
-            new = new & ~(7 << 56 | 0x1F << 48) | table_type << 56 | (entry_size_bytes - 1) << 48
-        if new is not None and self.profile.page_size_bytes:  # KVM: and a collection table is always flat
-            new = new & ~(3 << 8) | 2 << 8
-            if reg.decode_gits_baser(new).table_type == reg.BASER_TYPE_COLLECTION:
-                new &= ~(1 << 62)
-        its.baser[number] = new
-        effects: list[Effect] = [fx.TableSet(its.key, number, new)]
-        if number == 0 and new != old:
-            its.l1_valid = {}
-        frees = self.profile.changed_baser_frees and new is not None and old is not None and new != old
-        if frees or (self.profile.invalid_baser_frees and new is not None and not new >> 63):
-            effects += self.free_devices(its) if number == 0 else self.free_collections(its)
-        return effects
+        """A write to a register of an ITS, `offset` from its base; see `registers.write_its`."""
+        return write_its(self, self.its[key], offset, value, size_bytes)
 
     def write_redistributor(self, vcpu: int, offset: int, value: int, size_bytes: int) -> list[Effect]:
-        """A write to a register of a vCPU's redistributor, `offset` from its RD_base.
-
-        Kernel: vgic-mmio-v3.c:vgic_mmio_write_v3r_ctlr, _propbase, _pendbase, _invlpi, _invall (v6.12)
-        """
-        one = self.redistributor(vcpu)
-        value &= (1 << 8 * size_bytes) - 1
-        if offset == reg.GICR_CTLR:
-            return self._write_gicr_ctlr(one, value)
-        for register, start in (
-            ("GICR_PROPBASER", reg.GICR_PROPBASER),
-            ("GICR_PENDBASER", reg.GICR_PENDBASER),
-        ):
-            if start <= offset < start + 8:
-                if one.enable_lpis:
-                    reason = fx.RegisterReason.LPIS_ENABLED
-                    return [fx.RegisterIgnored(register, value, reason, vcpu=vcpu)]
-                if start == reg.GICR_PROPBASER:
-                    self.propbaser = _merge(self.propbaser, offset % 8, value, size_bytes)
-                else:
-                    one.pendbaser = _merge(one.pendbaser, offset % 8, value, size_bytes)
-                return []
-        if offset not in (reg.GICR_INVLPIR, reg.GICR_INVALLR):
-            return []
-        if one.enable_lpis is False:
-            name = reg.redistributor_register_name(offset) or ""
-            return [fx.RegisterIgnored(name, value, fx.RegisterReason.LPIS_DISABLED, vcpu=vcpu)]
-        if offset == reg.GICR_INVALLR:
-            return self.read_configurations(vcpu)
-        intid = reg.decode_gicr_invlpir(value)
-        lpi = self.lpis.get(intid)
-        if lpi is not None and lpi.mapped_by:
-            return [fx.ConfigRead(intid)]
-        if lpi is None and all(its.complete for its in self.its.values()):
-            reason = fx.RegisterReason.UNKNOWN_LPI
-            return [fx.RegisterIgnored("GICR_INVLPIR", value, reason, vcpu=vcpu)]
-        return [fx.ConfigRead(intid, certain=False)]
-
-    def _write_gicr_ctlr(self, one: Redistributor, value: int) -> list[Effect]:
-        """EnableLPIs.
-
-        Kernel: vgic-mmio-v3.c:vgic_mmio_write_v3r_ctlr, vgic.c:vgic_flush_pending_lpis (v7.3)
-        """
-        before, one.enable_lpis = one.enable_lpis, reg.decode_gicr_ctlr(value).enable_lpis
-        if one.enable_lpis and before is not True:
-            ptz = None if one.pendbaser is None else reg.decode_gicr_pendbaser(one.pendbaser).ptz
-            effects: list[Effect] = [fx.LpisEnabled(one.vcpu, None if ptz is None else not ptz)]
-            return effects if ptz else [*effects, fx.PendingTableRead(one.vcpu, None)]
-        if not one.enable_lpis and before is not False:
-            effects = [fx.LpisDisabled(one.vcpu)]
-            for intid in sorted(one.pending):
-                effects += self.clear_pending(one.vcpu, intid)
-            if self.profile.cache is not CacheScope.NONE:
-                certain = before is True
-                effects.append(fx.CacheInvalidated(tuple(sorted(self.its)), certain))
-            return effects
-        return []
+        """A write to a register of a vCPU's redistributor, `offset` from its RD_base."""
+        return write_redistributor(self, self.redistributor(vcpu), offset, value, size_bytes)
 
     # --- parts of commands: what they ask, and what they change (used by `commands.py`)
 
@@ -690,16 +549,3 @@ class Gic:
             if mapped:
                 return vcpu
         return None
-
-
-def _merge(old: int | None, at: int, value: int, size_bytes: int) -> int | None:
-    """A 64-bit register after a write of `size_bytes` at byte `at`; None where the other half is unknown.
-
-    Kernel: vgic-mmio-v3.c:update_64bit_reg (v6.12)
-    """
-    if size_bytes == 8:
-        return value
-    if old is None:
-        return None
-    mask = ((1 << 8 * size_bytes) - 1) << 8 * at
-    return (old & ~mask | value << 8 * at & mask) & _ALL

@@ -136,6 +136,14 @@ def test_halves_of_a_register() -> None:
     assert effect == fx.QueueSet(0, 0x4200_0000, 0x4000, valid=True)
 
 
+def test_halves_of_a_register_that_was_reset() -> None:
+    gic = Gic(PROFILES["kvm-6.12"])
+    gic.add_its(0, complete=True)
+    gic.write_its(0, reg.GITS_CBASER, 0x4200_0003, 4)
+    gic.write_its(0, reg.GITS_CBASER + 4, 0x8000_0000, 4)
+    assert gic.its[0].cbaser == VALID | 0x4200_0003
+
+
 def test_creadr_is_read_only() -> None:
     (ignored,) = gic_with().write_its(0, reg.GITS_CREADR, 0x20, 8)
     assert isinstance(ignored, fx.RegisterIgnored)
