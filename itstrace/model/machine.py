@@ -1,8 +1,8 @@
 """One VM's GIC: redistributors, LPIs and ITSs, and what happens to them.
 
 Rule 1: state changes only here, in `commands.py` and in `registers.py`; all return what they did as effects.
-Rule 2: no clock, no file, no frame. Rule 3: what an implementation does differently is a field of its `Profile`,
-never its name.
+Rule 2: no clock, no file, no frame. Rule 3: what an implementation does differently is a field of its
+`Profile`, never its name.
 
 Theory of operation. KVM's LPI is one object with one target and one pending latch; the architecture's is a
 number that is pending, or not, at each redistributor. The model keeps pending state at the redistributors, so
