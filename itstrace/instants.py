@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 _SECONDS = re.compile(r"([+-]?)(\d{1,10})(?:\.(\d{0,9}))?")
+#: Digits of a time stamp's fraction in a trace's text.
+_PRINTED_DIGITS = 6
 _SHOWN = 8
 
 
@@ -19,6 +21,7 @@ def parse_instant(text: str, start_ns: int | None, end_ns: int | None, markers: 
 
     Seconds as the trace prints them (`572.870490`), from the start (`+3.2`), before the end (`-1`), or a
     piece of text that occurs in exactly one of `markers` (rows of MARKERS).
+    A time to the microsecond, as traces print it, means all of that microsecond: what is printed with it too.
     Raises: UsageError where it names no time within the capture, no marker, or more than one.
     """
     told = _SECONDS.fullmatch(text.strip())
@@ -29,6 +32,8 @@ def parse_instant(text: str, start_ns: int | None, end_ns: int | None, markers: 
     if start_ns is None or end_ns is None:
         raise UsageError(f"{text!r} names no time: the capture holds no record")
     time_ns = {"+": start_ns + offset_ns, "-": end_ns - offset_ns, "": offset_ns}[sign]
+    if not sign and len(fraction) == _PRINTED_DIGITS:
+        time_ns = max(time_ns, min(time_ns + 999, end_ns))
     if not start_ns <= time_ns <= end_ns:
         span = f"{seconds_text(start_ns)} to {seconds_text(end_ns)}"
         raise UsageError(

@@ -17,20 +17,22 @@ from itstrace.errors import DumpError
 from itstrace.gic import lpi as lpi_layout
 from itstrace.gic import registers as reg
 from itstrace.gic import tables as layout
+from itstrace.model import effects as fx
 from itstrace.readers.dumps import dumped_rows
 from itstrace.tables import COLLECTION_ROWS, DEVICE_ROWS, EVENT_ROWS, LPI_ROWS, Tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from itstrace.analysis import Analysis
     from itstrace.readers.images import MemoryImage, SavedImages
 
 #: Which GITS_BASER<n> of a vITS is whose; the type that a guest writes there does not matter.
 #: Kernel: vgic-its.c:vgic_sanitise_its_baser, BASER_DEFAULT_VALUES (v6.12)
 DEVICE_BASER, COLLECTION_BASER = 0, 1
 #: Pages of the tables of a vITS. Kernel: vgic-its.c:vgic_sanitise_its_baser (v6.12)
-_PAGE_BYTES = 65536
-_PAGE_ENTRIES = _PAGE_BYTES // layout.ENTRY_SIZE_BYTES
+PAGE_BYTES = 65536
+_PAGE_ENTRIES = PAGE_BYTES // layout.ENTRY_SIZE_BYTES
 #: What CTE.RDBase holds of a collection that no MAPC has mapped. Kernel: vgic.h:COLLECTION_NOT_MAPPED (v6.12)
 _NOT_MAPPED = 0xFFFF_FFFF
 #: Device ids of a vITS. Kernel: vgic-its.c:VITS_TYPER_DEVBITS (v6.12)
@@ -92,6 +94,45 @@ def tables_in_memory(memory: MemoryImage, registers: TableRegisters) -> SavedTab
     return _Decoder(memory, registers).decode()
 
 
+def table_registers(analysis: Analysis, vm: int, its: int, at_ns: int | None = None) -> TableRegisters:
+    """Where an ITS's tables stand as of `at_ns` (None: the end), by the register writes in a capture."""
+    notes = [
+        note for note in analysis.history.notes if note.vm == vm and (at_ns is None or note.time_ns <= at_ns)
+    ]
+    basers = {
+        note.effect.number: note.effect.value
+        for note in notes
+        if isinstance(note.effect, fx.TableSet) and note.effect.its == its
+    }
+    ignored = {note.seq for note in notes if isinstance(note.effect, fx.RegisterIgnored)}
+    writes = analysis.observations.redistributor_writes.filter(pl.col("vm") == vm)
+    if at_ns is not None:
+        writes = writes.filter(pl.col("time_ns") <= at_ns)
+    propbaser: int | None = None
+    pendbasers: dict[int, int] = {}
+    for seq, vcpu, offset, value, size_bytes in writes.select(
+        "seq", "vcpu", "offset", "value", "size_bytes"
+    ).iter_rows():
+        if seq in ignored or vcpu is None:
+            continue
+        if reg.GICR_PROPBASER <= offset < reg.GICR_PROPBASER + 8:
+            propbaser = _written(propbaser, offset % 8, value, size_bytes)
+        elif reg.GICR_PENDBASER <= offset < reg.GICR_PENDBASER + 8:
+            pendbasers[vcpu] = _written(pendbasers.get(vcpu), offset % 8, value, size_bytes)
+    return TableRegisters(
+        basers.get(DEVICE_BASER),
+        basers.get(COLLECTION_BASER),
+        propbaser,
+        tuple(pendbasers[vcpu] for vcpu in sorted(pendbasers)),
+    )
+
+
+def _written(old: int | None, at: int, value: int, size_bytes: int) -> int:
+    """A 64-bit register after a write of `size_bytes` at byte `at`; what was never written is 0."""
+    mask = (1 << 8 * size_bytes) - 1 << 8 * at
+    return (old or 0) & ~mask | value << 8 * at & mask
+
+
 class _Decoder:
     """One memory image on its way to tables."""
 
@@ -121,7 +162,7 @@ class _Decoder:
         if value is None:
             self.problems.append(f"GITS_BASER of the {what} table is not known")
             return None
-        baser = reg.decode_gits_baser(value, page_size_bytes=_PAGE_BYTES)
+        baser = reg.decode_gits_baser(value, page_size_bytes=PAGE_BYTES)
         data = self.memory.read(baser.table_gpa, baser.size_bytes) if baser.valid else b""
         if data is None:
             self.problems.append(f"no image of the {what} table at {baser.table_gpa:#x}")
@@ -178,7 +219,7 @@ class _Decoder:
             start = index * _PAGE_ENTRIES
             if not entry.valid or start >= _DEVICE_LIMIT:
                 continue
-            page = self.memory.read(entry.table_gpa, _PAGE_BYTES)
+            page = self.memory.read(entry.table_gpa, PAGE_BYTES)
             if page is None:
                 self.problems.append(f"no image of the device table's second level at {entry.table_gpa:#x}")
                 continue
@@ -277,7 +318,7 @@ def _next_ite(value: int) -> int:
 def _chain(
     table: bytes, valid: np.uint64, next_of: Callable[[int], int], start: int
 ) -> tuple[list[tuple[int, int]], int | None]:
-    """The entries of a table from `start` on; each gives the distance to the next, and 0 where it is the last.
+    """The entries of a table from `start` on; each gives the distance to the next one, the last one 0.
 
     Where no entry stands at that place, the next one that does is meant: distances have few bits. What the
     chain leaps over is left from earlier saves. Returns the entries as (index, value), and the index at which

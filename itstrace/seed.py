@@ -117,4 +117,4 @@ def _merged(frames: Sequence[pl.DataFrame | None]) -> pl.DataFrame | None:
     merged = ordered.group_by("vm", "intid", maintain_order=True).agg(
         pl.col("enabled", "priority", "target_vcpu", "pending", "mapped").drop_nulls().first()
     )
-    return merged.match_to_schema(LPI_ROWS)
+    return merged.select(LPI_ROWS.names()).cast(LPI_ROWS)

@@ -69,7 +69,7 @@ class VgicState:
             "pending",
             pl.lit(None, pl.Boolean).alias("mapped"),
         )
-        return Tables(lpis=rows.select(LPI_ROWS.names()).cast(dict(LPI_ROWS)))
+        return Tables(lpis=rows.select(LPI_ROWS.names()).cast(LPI_ROWS))
 
 
 @dataclass(frozen=True, slots=True)
