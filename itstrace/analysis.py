@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import polars as pl
-
-from itstrace.findings import Finding, SkippedRule
 from itstrace.lives import Lives, live
 from itstrace.observe import Observations, observe
 from itstrace.readers import open_capture
-from itstrace.readers.base import CaptureInfo, Damage
 from itstrace.replay import History, replay
 from itstrace.rules import check
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import polars as pl
+
+    from itstrace.findings import Finding, SkippedRule
+    from itstrace.readers.base import CaptureInfo, Damage
     from itstrace.seed import Seed
 
 
@@ -40,8 +41,10 @@ class Analysis:
 def analyze(path: Path | str, *, profile: str | None = None, seed: Seed | None = None) -> Analysis:
     """Analyze a capture: replay its ITS commands, rebuild tables and lives, and name what went wrong.
 
-    `profile` overrides the model (`architecture`, `kvm-6.1`, `kvm-6.12`, `kvm-7.3`), else the capture's own kernel chooses.
-    Raises: CaptureError where the file cannot be read at all, NothingToAnalyzeError where it holds nothing of an ITS or an LPI.
+    `profile` overrides the model (`architecture`, `kvm-6.1`, `kvm-6.12`, `kvm-7.3`), else the capture's own
+    kernel chooses.
+    Raises: CaptureError where the file cannot be read at all, NothingToAnalyzeError where it holds nothing of
+    an ITS or an LPI.
     """
     with open_capture(path) as capture:
         observations = observe(capture)
@@ -52,4 +55,6 @@ def analyze(path: Path | str, *, profile: str | None = None, seed: Seed | None =
     findings, skipped = check(
         observations, history, lives, gaps=gaps, damage=damage, start_ns=start_ns, end_ns=end_ns
     )
-    return Analysis(info, start_ns, end_ns, counts, gaps, damage, observations, history, lives, findings, skipped)
+    return Analysis(
+        info, start_ns, end_ns, counts, gaps, damage, observations, history, lives, findings, skipped
+    )

@@ -1,7 +1,7 @@
 """Every error that itstrace raises on purpose, its exit code and its advice.
 
-The guest's mistake is a finding, never an error. The file's or the user's mistake is one of these. Our own mistake is an
-`assert`. `cli.main` is the only place that catches them.
+The guest's mistake is a finding, never an error. The file's or the user's mistake is one of these. Our own
+mistake is an `assert`. `cli.main` is the only place that catches them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class UsageError(ItsTraceError):
 class CaptureError(ItsTraceError):
     """A capture that cannot be read at all, with the place where reading stopped.
 
-    Attributes: `path`; `offset_bytes` into the file (None where the whole file is meant); `cpu` whose data it was.
+    Attributes: `path`; `offset_bytes` into the file (None where the whole file is meant); `cpu` whose data it
+    was.
     """
 
     def __init__(

@@ -1,14 +1,17 @@
 """What a rule says: a finding, with its evidence.
 
-Four kinds, never mixed: guest (the guest's command is wrong), host (KVM departs from the model), life (an LPI lost, doubled,
-late), evidence (the capture cannot tell).
+Four kinds, never mixed: guest (the guest's command is wrong), host (KVM departs from the model), life (an LPI
+lost, doubled, late), evidence (the capture cannot tell).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 
 class Kind(StrEnum):
@@ -61,7 +64,8 @@ class Evidence:
 class Finding:
     """One anomaly: one cause, however many symptoms (`count`), the first of them described.
 
-    Times in ns of the capture's clock. Unknown is None. `seqs` are the records it rests on, `evidence` the same spelled out.
+    Times in ns of the capture's clock. Unknown is None. `seqs` are the records it rests on, `evidence` the
+    same spelled out.
     """
 
     code: str
@@ -93,7 +97,9 @@ class SkippedRule:
     missing: tuple[str, ...]
 
 
-def filter_findings(findings: Iterable[Finding], *, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> list[Finding]:
+def filter_findings(
+    findings: Iterable[Finding], *, select: Sequence[str] = (), ignore: Sequence[str] = ()
+) -> list[Finding]:
     """The findings whose code begins with one of `select` (empty: any) and with none of `ignore`, in the same order."""
     chosen = (finding for finding in findings if not select or finding.code.startswith(tuple(select)))
     return [finding for finding in chosen if not ignore or not finding.code.startswith(tuple(ignore))]

@@ -1,13 +1,13 @@
-"""Observations to table history: every VM's commands stepped through the model, and what it says kept as intervals.
+"""Observations to table history: every VM's commands stepped through the model, and what it says kept as
+intervals.
 
-Everything here runs per command or register write (thousands), never per interrupt. What the model must be told and cannot
-work out - configuration bytes that KVM read, saved tables that it restored - comes from the observations; what the commands
-make of it is the model's own word, never KVM's.
+Everything here runs per command or register write (thousands), never per interrupt. What the model must be
+told and cannot work out - configuration bytes that KVM read, saved tables that it restored - comes from the
+observations; what the commands make of it is the model's own word, never KVM's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,12 @@ from itstrace.gic.registers import decode_gicr_pendbaser, decode_gits_baser
 from itstrace.model import effects as fx
 from itstrace.model.machine import Gic
 from itstrace.model.profiles import PROFILES, Profile, profile_for_kernel
-from itstrace.observe import Observations
 from itstrace.tables import Tables
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from itstrace.observe import Observations
     from itstrace.seed import Seed
 
 _ENTRY_BYTES = 8
@@ -51,9 +53,9 @@ class History:
     """Table history. Frames have the schemas of their names.
 
     `notes`: the model's effects that are no table changes (faults, mistakes, ignored writes), in order.
-    `cleared`, `pending_bits`: LPIs whose latch a command cleared, or the pending table set (vm, intid, seq, time_ns, vcpu,
-        latched, by).
-    `profiles`: the model's profile by VM. `gics`: the model's state at the end, by VM.
+    `cleared`, `pending_bits`: LPIs whose latch a command cleared, or the pending table set (vm, intid, seq,
+    time_ns, vcpu, latched, by). `profiles`: the model's profile by VM. `gics`: the model's state at the end,
+    by VM.
     """
 
     verdicts: pl.DataFrame
@@ -77,7 +79,11 @@ class History:
         )
         aims = collections.select("vm", "its", "icid", "target_vcpu")
         events = mappings.join(aims, on=["vm", "its", "icid"], how="left", maintain_order="left")
-        lpis = pl.concat([frame.select("vm", "intid") for frame in (mappings, targets, configs)]).drop_nulls().unique()
+        lpis = (
+            pl.concat([frame.select("vm", "intid") for frame in (mappings, targets, configs)])
+            .drop_nulls()
+            .unique()
+        )
         mapped = mappings.select("vm", "intid", mapped=pl.lit(value=True)).unique()
         lpis = (
             lpis.join(configs.select("vm", "intid", "enabled", "priority"), on=["vm", "intid"], how="left")
@@ -97,7 +103,11 @@ class History:
             frame = frame.filter(pl.col("vm") == vm)
         if time_ns is None:
             ends = {index: end - 1 for index, end in self.vm_ends.items() if end is not None}
-            at = pl.col("vm").replace_strict(ends, default=2**63 - 1, return_dtype=pl.Int64) if ends else pl.lit(2**63 - 1)
+            at = (
+                pl.col("vm").replace_strict(ends, default=2**63 - 1, return_dtype=pl.Int64)
+                if ends
+                else pl.lit(2**63 - 1)
+            )
         else:
             at = pl.lit(time_ns)
         begun = pl.col("from_ns").is_null() | (pl.col("from_ns") <= at)
@@ -105,11 +115,15 @@ class History:
 
 
 def _shape(frame: pl.DataFrame, schema: pl.Schema, order: list[str]) -> pl.DataFrame:
-    return frame.select(schema.names()).cast(dict(schema)).sort(order)
+    return frame.select(schema.names()).cast(schema).sort(order)
 
 
 def replay(
-    observations: Observations, *, kernel: str | None = None, profile: str | None = None, seed: Seed | None = None
+    observations: Observations,
+    *,
+    kernel: str | None = None,
+    profile: str | None = None,
+    seed: Seed | None = None,
 ) -> History:
     """Step every VM's commands and register writes through the model.
 
@@ -155,8 +169,14 @@ class _Table:
         if held is not None and held.values == values and not held.assumed:
             return
         self.end(key, now)
-        self.open[key] = _Open(key, values, None if assumed else now.seq, None if assumed else now.time_ns,
-                               None if assumed else now.command, assumed)
+        self.open[key] = _Open(
+            key,
+            values,
+            None if assumed else now.seq,
+            None if assumed else now.time_ns,
+            None if assumed else now.command,
+            assumed,
+        )
 
     def end(self, key: tuple[Any, ...], now: _Now) -> None:
         """The entry is gone from now on."""
@@ -165,14 +185,28 @@ class _Table:
             self._close(held, now.seq, now.time_ns, now.command)
 
     def _close(self, held: _Open, to_seq: int | None, to_ns: int | None, by: int | None) -> None:
-        self.rows.append((*held.key, *held.values, held.from_seq, held.from_ns, to_seq, to_ns, held.set_by, by, held.assumed))
+        self.rows.append(
+            (
+                *held.key,
+                *held.values,
+                held.from_seq,
+                held.from_ns,
+                to_seq,
+                to_ns,
+                held.set_by,
+                by,
+                held.assumed,
+            )
+        )
 
     def frame(self) -> pl.DataFrame:
         for held in self.open.values():
             self._close(held, None, None, None)
         self.open = {}
         frame = pl.DataFrame(self.rows, schema=self.schema, orient="row")
-        return frame.sort(pl.col("from_seq").fill_null(0), *self.schema.names()[: self.width], maintain_order=True)
+        return frame.sort(
+            pl.col("from_seq").fill_null(0), *self.schema.names()[: self.width], maintain_order=True
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,17 +236,32 @@ class _Recorder:
         self.latches[by].append((vm, intid, now.seq, now.time_ns, None, latched, by))
 
     def history(self, profile: Profile, vms: pl.DataFrame) -> History:
-        latch_schema = {"vm": pl.UInt16, "intid": pl.UInt32, "seq": pl.UInt64, "time_ns": pl.Int64, "vcpu": pl.Int32,
-                        "latched": pl.Boolean, "by": pl.String}
-        cleared, bits = (pl.DataFrame(self.latches[k], schema=latch_schema, orient="row") for k in ("clear", "table"))
+        latch_schema = {
+            "vm": pl.UInt16,
+            "intid": pl.UInt32,
+            "seq": pl.UInt64,
+            "time_ns": pl.Int64,
+            "vcpu": pl.Int32,
+            "latched": pl.Boolean,
+            "by": pl.String,
+        }
+        cleared, bits = (
+            pl.DataFrame(self.latches[k], schema=latch_schema, orient="row") for k in ("clear", "table")
+        )
         ids = vms["vm"].to_list()
         return History(
             verdicts=pl.DataFrame(self.verdicts, schema=schemas.VERDICTS, orient="row"),
-            devices=self.devices.frame(), collections=self.collections.frame(), mappings=self.mappings.frame(),
-            targets=self.targets.frame(), configurations=self.configurations.frame(),
-            cleared=cleared, pending_bits=bits, notes=self.notes,
+            devices=self.devices.frame(),
+            collections=self.collections.frame(),
+            mappings=self.mappings.frame(),
+            targets=self.targets.frame(),
+            configurations=self.configurations.frame(),
+            cleared=cleared,
+            pending_bits=bits,
+            notes=self.notes,
             profiles=dict.fromkeys(ids, profile.name),
-            # Kernel: vgic.c:vgic_flush_pending_lpis clears pending_latch in 6.1.192 and 7.3.4, not in 6.12.107.
+            # Kernel: vgic.c:vgic_flush_pending_lpis clears pending_latch in 6.1.192 and 7.3.4, not in
+            # 6.12.107.
             flush_keeps_latch=dict.fromkeys(ids, profile.name == "kvm-6.12"),
             vm_ends=dict(vms.select("vm", "end_ns").iter_rows()),
         )
@@ -224,7 +273,14 @@ class _Recorder:
 class _Replayer:
     """One VM's observations, in order, through one model."""
 
-    def __init__(self, obs: Observations, vm_row: dict[str, Any], profile: Profile, recorder: _Recorder, seed: Seed | None) -> None:
+    def __init__(
+        self,
+        obs: Observations,
+        vm_row: dict[str, Any],
+        profile: Profile,
+        recorder: _Recorder,
+        seed: Seed | None,
+    ) -> None:
         self.vm: int = vm_row["vm"]
         self.end_seq: int | None = vm_row["to_seq"]
         self.obs = obs
@@ -255,14 +311,21 @@ class _Replayer:
         # The teardown frees everything; "at the end" means just before.
         end = self.obs.vms.filter(pl.col("vm") == self.vm).row(0, named=True)
         now = _Now(self.end_seq, end["end_ns"], 0, 0)
-        for table in (self.rec.devices, self.rec.collections, self.rec.mappings, self.rec.targets, self.rec.configurations):
+        for table in (
+            self.rec.devices,
+            self.rec.collections,
+            self.rec.mappings,
+            self.rec.targets,
+            self.rec.configurations,
+        ):
             for key in [key for key in table.open if key[0] == self.vm]:
                 table.end(key, now)
 
     def _inputs(self) -> Iterator[tuple[tuple[int, int], Any, dict[str, Any]]]:
         latest: dict[int, int] = {}
         for place, row in enumerate(self._mine(self.obs.commands).iter_rows(named=True)):
-            # Along the queue's chain a command never comes before the one ahead of it, whatever its stamp says.
+            # Along the queue's chain a command never comes before the one ahead of it, whatever its stamp
+            # says.
             seq = latest[row["its"]] = max(row["seq"], latest.get(row["its"], 0))
             yield (seq, place), self._command, row
         for frame, handler in (
@@ -281,7 +344,14 @@ class _Replayer:
             yield (at, -1), self._sow, {"seq": at}
 
     def _now(self, row: dict[str, Any], *, command: bool = False) -> _Now:
-        return _Now(row["seq"], row["time_ns"], row["cpu"], row["pid"], row["seq"] if command else None, bool(row.get("user")))
+        return _Now(
+            row["seq"],
+            row["time_ns"],
+            row["cpu"],
+            row["pid"],
+            row["seq"] if command else None,
+            bool(row.get("user")),
+        )
 
     # --- what each input does
 
@@ -292,16 +362,33 @@ class _Replayer:
         if row["lost_before"]:
             self._forget(its, now)
         if not row["readable"]:
-            self.rec.verdicts.append((row["seq"], self.vm, its, "", "slot could not be read", "unreadable", None, None))
+            self.gic.skip(its)
+            self.rec.verdicts.append(
+                (row["seq"], self.vm, its, "", "slot could not be read", "unreadable", None, None)
+            )
             return
         event = self._event(its, command)
         effects = self.gic.step(its, command)
         self._record(effects, now)
         verdict, fault, detail = _verdict(effects)
         self.rec.verdicts.append(
-            (row["seq"], self.vm, its, command.name or f"0x{command.opcode_number:02x}", describe(command), verdict, fault, detail)
+            (
+                row["seq"],
+                self.vm,
+                its,
+                command.name or f"0x{command.opcode_number:02x}",
+                describe(command),
+                verdict,
+                fault,
+                detail,
+            )
         )
-        if command.opcode == Opcode.CLEAR and verdict == "ok" and event is not None and event.intid is not None:
+        if (
+            command.opcode == Opcode.CLEAR
+            and verdict == "ok"
+            and event is not None
+            and event.intid is not None
+        ):
             self.rec.latch("clear", self.vm, event.intid, now, latched=False)
 
     def _event(self, its: int, command: Command) -> Any:
@@ -310,11 +397,15 @@ class _Replayer:
 
     def _register(self, row: dict[str, Any]) -> None:
         if row["its"] is not None:
-            self._record(self.gic.write_its(row["its"], row["offset"], row["value"], row["size_bytes"]), self._now(row))
+            self._record(
+                self.gic.write_its(row["its"], row["offset"], row["value"], row["size_bytes"]), self._now(row)
+            )
 
     def _redistributor(self, row: dict[str, Any]) -> None:
         if row["vcpu"] is not None:
-            effects = self.gic.write_redistributor(row["vcpu"], row["offset"], row["value"], row["size_bytes"])
+            effects = self.gic.write_redistributor(
+                row["vcpu"], row["offset"], row["value"], row["size_bytes"]
+            )
             self._record(effects, self._now(row))
 
     def _lpis(self, row: dict[str, Any]) -> None:
@@ -326,7 +417,9 @@ class _Replayer:
         if row["result"] not in (0, None):
             return
         self.gic.configure(row["intid"], enabled=row["enabled"], priority=row["priority"])
-        self.rec.configurations.put((self.vm, row["intid"]), (row["enabled"], row["priority"]), self._now(row))
+        self.rec.configurations.put(
+            (self.vm, row["intid"]), (row["enabled"], row["priority"]), self._now(row)
+        )
 
     def _record(self, effects: Iterable[fx.Effect], now: _Now, *, assumed: bool = False) -> None:
         """Put the model's effects into the interval frames, and keep the others as notes."""
@@ -374,9 +467,17 @@ class _Replayer:
             self.rec.devices.put((self.vm, effect.its, effect.device_id), values, now, assumed=True)
         elif effect.what is fx.Assumption.COLLECTION and effect.icid is not None:
             found = its.collections.get(effect.icid)
-            self.rec.collections.put((self.vm, effect.its, effect.icid), (found.target_vcpu if found else None,), now, assumed=True)
-        elif effect.what is fx.Assumption.EVENT and effect.device_id is not None and effect.event_id is not None:
-            self.rec.mappings.put((self.vm, effect.its, effect.device_id, effect.event_id), (None, None), now, assumed=True)
+            self.rec.collections.put(
+                (self.vm, effect.its, effect.icid), (found.target_vcpu if found else None,), now, assumed=True
+            )
+        elif (
+            effect.what is fx.Assumption.EVENT
+            and effect.device_id is not None
+            and effect.event_id is not None
+        ):
+            self.rec.mappings.put(
+                (self.vm, effect.its, effect.device_id, effect.event_id), (None, None), now, assumed=True
+            )
         self.rec.notes.append(self._note(effect, now))
 
     def _forget(self, its_key: int, now: _Now) -> None:
@@ -401,9 +502,11 @@ class _Replayer:
     # --- what the capture does not show being made
 
     def _learn(self) -> None:
-        """Tables that were there before the capture, as far as their use tells: the first MSI of an event names its LPI.
+        """Tables that were there before the capture, as far as their use tells: the first MSI of an event
+        names its LPI.
 
-        Only of ITSs that are not known from their first command on, and only where no command touched the event before.
+        Only of ITSs that are not known from their first command on, and only where no command touched the
+        event before.
         """
         unknown = [key for key, its in self.gic.its.items() if not its.complete]
         if not unknown:
@@ -411,10 +514,18 @@ class _Replayer:
         now = _Now(0, 0, 0, 0)
         touched = self._touched()
         self._learn_from_moves(unknown, touched, now)
-        used = self._mine(self.obs.injections).filter((pl.col("result") == 0) & pl.col("its").is_in(unknown)).drop_nulls("intid")
+        used = (
+            self._mine(self.obs.injections)
+            .filter((pl.col("result") == 0) & pl.col("its").is_in(unknown))
+            .drop_nulls("intid")
+        )
         first = used.sort("seq").unique(["its", "device_id", "event_id"], keep="first", maintain_order=True)
-        for its, device, event, intid, seq in first.select("its", "device_id", "event_id", "intid", "seq").iter_rows():
-            if seq < touched.get((its, device, event), seq + 1) and seq < touched.get((its, device, None), seq + 1):
+        for its, device, event, intid, seq in first.select(
+            "its", "device_id", "event_id", "intid", "seq"
+        ).iter_rows():
+            if seq < touched.get((its, device, event), seq + 1) and seq < touched.get(
+                (its, device, None), seq + 1
+            ):
                 self._assume_event(its, device, event, intid, now)
         moved = self._mine(self.obs.retargets).group_by("intid").agg(pl.col("seq").min())
         moved_at: dict[int, int] = dict(moved.iter_rows())
@@ -430,8 +541,12 @@ class _Replayer:
     ) -> None:
         """A MOVI that KVM carried out names the vCPU of its collection and the LPI of its event (update_affinity)."""
         moves = [
-            (row, command) for row in self._mine(self.obs.commands).filter(pl.col("its").is_in(unknown)).iter_rows(named=True)
-            if (command := decode((row["dw0"], row["dw1"], row["dw2"], row["dw3"]))).opcode in (Opcode.MOVI, Opcode.MAPC)
+            (row, command)
+            for row in self._mine(self.obs.commands)
+            .filter(pl.col("its").is_in(unknown))
+            .iter_rows(named=True)
+            if (command := decode((row["dw0"], row["dw1"], row["dw2"], row["dw3"]))).opcode
+            in (Opcode.MOVI, Opcode.MAPC)
         ]
         seen = self._mine(self.obs.retargets)
         mapped: set[tuple[int, int | None]] = set()
@@ -441,7 +556,9 @@ class _Replayer:
                 mapped.add(key)
                 continue
             found = seen.filter(
-                (pl.col("pid") == row["pid"]) & (pl.col("seq") > row["seq"]) & (pl.col("seq") < (row["end_seq"] or 2**63))
+                (pl.col("pid") == row["pid"])
+                & (pl.col("seq") > row["seq"])
+                & (pl.col("seq") < (row["end_seq"] or 2**63))
             )
             its, device, event = row["its"], command.device_id, command.event_id
             assert device is not None
@@ -469,20 +586,29 @@ class _Replayer:
         touched: dict[tuple[int, int, int | None], int] = {}
         for row in self._mine(self.obs.commands).iter_rows(named=True):
             command = decode((row["dw0"], row["dw1"], row["dw2"], row["dw3"]))
-            if command.opcode in (Opcode.MAPTI, Opcode.MAPI, Opcode.DISCARD, Opcode.MAPD) and command.device_id is not None:
+            if (
+                command.opcode in (Opcode.MAPTI, Opcode.MAPI, Opcode.DISCARD, Opcode.MAPD)
+                and command.device_id is not None
+            ):
                 event = None if command.opcode == Opcode.MAPD else command.event_id
                 touched.setdefault((row["its"], command.device_id, event), row["seq"])
         return touched
 
     def _resets(self) -> pl.DataFrame:
         """Tables freed by the VMM: KVM_DEV_ARM_ITS_CTRL_RESET. Frees of a command or a BASER write are not among them."""
-        frees = self._mine(self.obs.allocations).filter(pl.col("op").is_in(["free_device", "free_collection"]))
+        frees = self._mine(self.obs.allocations).filter(
+            pl.col("op").is_in(["free_device", "free_collection"])
+        )
         outside = frees.filter(~pl.col("pid").is_in(self.obs.vcpus["pid"].implode()))
         writes = self._mine(self.obs.register_writes).select("pid", "seq", write_seq="seq").sort("seq")
-        outside = outside.sort("seq").join_asof(writes, on="seq", by="pid", strategy="backward", check_sortedness=False)
+        outside = outside.sort("seq").join_asof(
+            writes, on="seq", by="pid", strategy="backward", check_sortedness=False
+        )
         # Within a BASER write the frees follow at once; a reset writes nothing before it frees.
         close = pl.col("write_seq").is_not_null() & (pl.col("seq") - pl.col("write_seq") < 64)
-        first = outside.filter(~close).with_columns(gap=pl.col("seq").diff().over("pid").fill_null(2**62) > 1024)
+        first = outside.filter(~close).with_columns(
+            gap=pl.col("seq").diff().over("pid").fill_null(2**62) > 1024
+        )
         return first.filter("gap")
 
     def _reset(self, row: dict[str, Any]) -> None:
@@ -494,15 +620,17 @@ class _Replayer:
     def _restore(self, row: dict[str, Any]) -> None:
         """Tables read back from guest memory after `restore_tables`, entry by entry, as KVM reads them.
 
-        Kernel: vgic-its.c:vgic_its_restore_tables_v0 reads the collection table first, then the device table (through its
-            first level where there is one), and each device's ITT.
+        Kernel: vgic-its.c:vgic_its_restore_tables_v0 reads the collection table first, then the device table
+            (through its first level where there is one), and each device's ITT.
         """
         if row["its"] is None:
             return
         its = self.gic.its[row["its"]]
         now = self._now(row)
         reads = self.obs.guest_reads.filter(
-            (pl.col("pid") == row["pid"]) & (pl.col("seq") > row["seq"]) & (pl.col("seq") < self._restore_end(row))
+            (pl.col("pid") == row["pid"])
+            & (pl.col("seq") > row["seq"])
+            & (pl.col("seq") < self._restore_end(row))
             & (pl.col("size_bytes") == _ENTRY_BYTES)
         )
         if reads.is_empty():
@@ -530,7 +658,9 @@ class _Replayer:
                 continue
             page = gpa & ~0xFFFF
             if page in level2:
-                self._restore_device(row["its"], level2[page] * _PAGE_ENTRIES + (gpa - page) // _ENTRY_BYTES, value, now)
+                self._restore_device(
+                    row["its"], level2[page] * _PAGE_ENTRIES + (gpa - page) // _ENTRY_BYTES, value, now
+                )
                 continue
             for device in its.devices.values():
                 if device.itt_gpa is not None and device.event_bits is not None:
@@ -539,7 +669,12 @@ class _Replayer:
                         ite = layout.decode_ite(value)
                         if ite.valid:
                             event = offset // _ENTRY_BYTES
-                            self._record(self.gic.restore_event(row["its"], device.device_id, event, ite.intid, ite.icid), now)
+                            self._record(
+                                self.gic.restore_event(
+                                    row["its"], device.device_id, event, ite.intid, ite.icid
+                                ),
+                                now,
+                            )
                             lpi = self.gic.lpis[ite.intid]
                             self.rec.targets.put((self.vm, ite.intid), (lpi.target_vcpu,), now)
                         break
@@ -554,8 +689,12 @@ class _Replayer:
         """The first record after a restore at which its task does something else."""
         ends = [
             frame.filter((pl.col("pid") == row["pid"]) & (pl.col("seq") > row["seq"]))["seq"].min()
-            for frame in (self.obs.register_writes, self.obs.commands, self.obs.injections,
-                          self.obs.vm_events.filter(pl.col("what") != "restore_tables"))
+            for frame in (
+                self.obs.register_writes,
+                self.obs.commands,
+                self.obs.injections,
+                self.obs.vm_events.filter(pl.col("what") != "restore_tables"),
+            )
         ]
         return min((int(end) for end in ends if end is not None), default=2**63)  # type: ignore[arg-type]
 
@@ -580,7 +719,13 @@ class _Replayer:
         """The place of a seed among the records: before everything, or before the first record at or after its time."""
         if seed.at_ns is None:
             return 0
-        frames = (self.obs.commands, self.obs.register_writes, self.obs.configs, self.obs.vm_events, self.obs.queueings)
+        frames = (
+            self.obs.commands,
+            self.obs.register_writes,
+            self.obs.configs,
+            self.obs.vm_events,
+            self.obs.queueings,
+        )
         later = [frame.filter(pl.col("time_ns") >= seed.at_ns)["seq"].min() for frame in frames]
         return min((int(seq) for seq in later if seq is not None), default=2**63)  # type: ignore[arg-type]
 
@@ -593,7 +738,9 @@ class _Replayer:
             self._sow_its(its, given, now)
         for lpi in _rows(given.lpis, self.vm, None):
             target = None if lpi["target_vcpu"] is None or lpi["target_vcpu"] < 0 else lpi["target_vcpu"]
-            self.gic.restore_lpi(lpi["intid"], enabled=lpi["enabled"], priority=lpi["priority"], target_vcpu=target)
+            self.gic.restore_lpi(
+                lpi["intid"], enabled=lpi["enabled"], priority=lpi["priority"], target_vcpu=target
+            )
             self.rec.targets.put((self.vm, lpi["intid"]), (target,), now)
             self.rec.configurations.put((self.vm, lpi["intid"]), (lpi["enabled"], lpi["priority"]), now)
             if lpi["pending"] is not None:
@@ -603,7 +750,9 @@ class _Replayer:
         for row in _rows(given.collections, self.vm, key):
             self._record(self.gic.restore_collection(key, row["icid"], row["target_vcpu"]), now)
         for row in _rows(given.devices, self.vm, key):
-            self._record(self.gic.restore_device(key, row["device_id"], row["itt_gpa"], row["event_bits"]), now)
+            self._record(
+                self.gic.restore_device(key, row["device_id"], row["itt_gpa"], row["event_bits"]), now
+            )
         for row in _rows(given.events, self.vm, key):
             valid = row["icid"] is not None
             effects = self.gic.restore_event(

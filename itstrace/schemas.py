@@ -1,15 +1,16 @@
 """Every polars schema in the program: columns, dtypes, units.
 
-Times are integer nanoseconds of the capture's clock (`_ns`), sizes are bytes (`_bytes`), kernel pointers are UInt64 and are
-printed in hex. `seq` is the rank of a record among all records of the capture: it orders records where time stamps tie.
-Unknown is null, never 0.
+Times are integer nanoseconds of the capture's clock (`_ns`), sizes are bytes (`_bytes`), kernel pointers are
+UInt64 and are printed in hex. `seq` is the rank of a record among all records of the capture: it orders
+records where time stamps tie. Unknown is null, never 0.
 """
 
 from __future__ import annotations
 
 import polars as pl
 
-#: One row per stretch of one CPU's buffer in which records were lost; `lost` is null where the kernel did not count.
+#: One row per stretch of one CPU's buffer in which records were lost; `lost` is null where the kernel did not
+#: count.
 GAPS = pl.Schema({"cpu": pl.UInt16, "from_ns": pl.Int64, "to_ns": pl.Int64, "lost": pl.UInt64})
 
 #: One row per event type and CPU: how many records were recorded.
@@ -32,14 +33,22 @@ VMS = pl.Schema(
 
 #: One row per ITS of a VM. `its` counts from 0 within the VM, in order of base address.
 ITSS = pl.Schema(
-    {"vm": pl.UInt16, "its": pl.UInt16, "pointer": pl.UInt64, "base_gpa": pl.UInt64, "from_seq": pl.UInt64, "complete": pl.Boolean}
+    {
+        "vm": pl.UInt16,
+        "its": pl.UInt16,
+        "pointer": pl.UInt64,
+        "base_gpa": pl.UInt64,
+        "from_seq": pl.UInt64,
+        "complete": pl.Boolean,
+    }
 )
 
 #: One row per host task that ran a vCPU.
 VCPUS = pl.Schema({"vm": pl.UInt16, "vcpu": pl.Int32, "pid": pl.Int32})
 
-#: One row per ITS command, in the order in which its ITS took it. The command takes effect after `seq` and before
-#: `end_seq`, the next thing that its task was seen to do with the ITS. `lost_before`: commands before it were not recorded.
+#: One row per ITS command, in the order in which its ITS took it. The command takes effect after `seq` and
+#: before `end_seq`, the next thing that its task was seen to do with the ITS. `lost_before`: commands before
+#: it were not recorded.
 COMMANDS = pl.Schema(
     {
         **_WHEN,
@@ -84,8 +93,8 @@ REDISTRIBUTOR_WRITES = pl.Schema(
 )
 
 #: One row per MSI or INT command offered to an ITS. `seq`..`end_seq` is the span in which KVM handled it.
-#: `cached`: resolved through the translation cache. `result`: 0 taken; >0 a command error code; <0 an errno; null unknown.
-#: `intid`: what KVM resolved it to. `from_command`: seq of the INT command, null for an MSI.
+#: `cached`: resolved through the translation cache. `result`: 0 taken; >0 a command error code; <0 an errno;
+#: null unknown. `intid`: what KVM resolved it to. `from_command`: seq of the INT command, null for an MSI.
 INJECTIONS = pl.Schema(
     {
         **_WHEN,
@@ -103,8 +112,9 @@ INJECTIONS = pl.Schema(
     }
 )
 
-#: One row per call that puts an LPI on an ap_list (or finds it there). `owner_vcpu`: whose list it is on already.
-#: `cause`: msi, int, inv (the configuration was read again), other. The call is surely over at `settled_seq`.
+#: One row per call that puts an LPI on an ap_list (or finds it there). `owner_vcpu`: whose list it is on
+#: already. `cause`: msi, int, inv (the configuration was read again), other. The call is surely over at
+#: `settled_seq`.
 QUEUEINGS = pl.Schema(
     {
         **_WHEN,
@@ -121,9 +131,10 @@ QUEUEINGS = pl.Schema(
     }
 )
 
-#: One row per LPI written into a list register: from fill to the next fold of that vCPU, or to whatever else ended it.
-#: `state`: what the fold found: 0 gone (delivered and ended), 1 still pending, 2 active, 3 both; null: never folded.
-#: `ended_by`: fold, refill (the register was written again without a fold), teardown, or null at the end of the capture.
+#: One row per LPI written into a list register: from fill to the next fold of that vCPU, or to whatever else
+#: ended it. `state`: what the fold found: 0 gone (delivered and ended), 1 still pending, 2 active, 3 both;
+#: null: never folded. `ended_by`: fold, refill (the register was written again without a fold), teardown, or
+#: null at the end of the capture.
 FILLS = pl.Schema(
     {
         **_WHEN,
@@ -143,12 +154,20 @@ FILLS = pl.Schema(
     }
 )
 
-#: One row per LPI that KVM gave to another vCPU. `vcpu` is null where the kernel's probe gives only the old one.
+#: One row per LPI that KVM gave to another vCPU. `vcpu` is null where the kernel's probe gives only the old
+#: one.
 RETARGETS = pl.Schema({**_WHEN, "vm": pl.UInt16, "irq": pl.UInt64, "intid": pl.UInt32, "vcpu": pl.Int32})
 
 #: One row per LPI configuration that KVM read out of guest memory. `cause`: mapti, inv, invall, other.
 CONFIGS = pl.Schema(
-    {**_WHEN, "vm": pl.UInt16, "intid": pl.UInt32, "enabled": pl.Boolean, "priority": pl.UInt8, "result": pl.Int32}
+    {
+        **_WHEN,
+        "vm": pl.UInt16,
+        "intid": pl.UInt32,
+        "enabled": pl.Boolean,
+        "priority": pl.UInt8,
+        "result": pl.Int32,
+    }
 )
 
 #: One row per translation cache dropped; `its` null: all of the VM.
@@ -166,24 +185,43 @@ ALLOCATIONS = pl.Schema(
     }
 )
 
-#: One row per 1, 8 or 32 bytes that KVM read out of guest memory: commands, saved table entries, property and pending bytes.
-GUEST_READS = pl.Schema({**_WHEN, "vm": pl.UInt16, "gpa": pl.UInt64, "size_bytes": pl.UInt32, "value": pl.UInt64, "result": pl.Int32})
+#: One row per 1, 8 or 32 bytes that KVM read out of guest memory: commands, saved table entries, property and
+#: pending bytes.
+GUEST_READS = pl.Schema(
+    {
+        **_WHEN,
+        "vm": pl.UInt16,
+        "gpa": pl.UInt64,
+        "size_bytes": pl.UInt32,
+        "value": pl.UInt64,
+        "result": pl.Int32,
+    }
+)
 
 #: One row per stretch that a vCPU's task spent in the guest.
 RUNS = pl.Schema(
-    {"vm": pl.UInt16, "vcpu": pl.Int32, "pid": pl.Int32, "enter_seq": pl.UInt64, "enter_ns": pl.Int64,
-     "exit_seq": pl.UInt64, "exit_ns": pl.Int64}
+    {
+        "vm": pl.UInt16,
+        "vcpu": pl.Int32,
+        "pid": pl.Int32,
+        "enter_seq": pl.UInt64,
+        "enter_ns": pl.Int64,
+        "exit_seq": pl.UInt64,
+        "exit_ns": pl.Int64,
+    }
 )
 
-#: One row per thing that happens to LPIs of a whole vCPU or VM: flush (EnableLPIs 1->0), enable, save, restore, save_pending.
+#: One row per thing that happens to LPIs of a whole vCPU or VM: flush (EnableLPIs 1->0), enable, save,
+#: restore, save_pending.
 VM_EVENTS = pl.Schema({**_WHEN, "vm": pl.UInt16, "what": pl.String, "vcpu": pl.Int32, "its": pl.UInt16})
 
 #: One row per note written into the trace.
 MARKERS = pl.Schema({**_WHEN, "text": pl.String})
 
-#: From when to when a table entry held one value. `from_seq` is the record that set it (null: from before the capture),
-#: `to_seq` the one that ended it (null: it still holds). `set_by` and `ended_by` are the commands that did it (seq of COMMANDS;
-#: null: a restore, a register write, an assumption). `assumed`: not seen set, only used.
+#: From when to when a table entry held one value. `from_seq` is the record that set it (null: from before the
+#: capture), `to_seq` the one that ended it (null: it still holds). `set_by` and `ended_by` are the commands
+#: that did it (seq of COMMANDS; null: a restore, a register write, an assumption). `assumed`: not seen set,
+#: only used.
 _INTERVAL = {
     "from_seq": pl.UInt64,
     "from_ns": pl.Int64,
@@ -196,15 +234,24 @@ _INTERVAL = {
 
 #: One row per interval in which one device table entry held one value.
 DEVICES = pl.Schema(
-    {"vm": pl.UInt16, "its": pl.UInt16, "device_id": pl.UInt32, "event_bits": pl.UInt8, "itt_gpa": pl.UInt64, **_INTERVAL}
+    {
+        "vm": pl.UInt16,
+        "its": pl.UInt16,
+        "device_id": pl.UInt32,
+        "event_bits": pl.UInt8,
+        "itt_gpa": pl.UInt64,
+        **_INTERVAL,
+    }
 )
 
-#: One row per interval in which one collection table entry held one value; a null target is a collection not yet mapped.
+#: One row per interval in which one collection table entry held one value; a null target is a collection not
+#: yet mapped.
 COLLECTIONS = pl.Schema(
     {"vm": pl.UInt16, "its": pl.UInt16, "icid": pl.UInt32, "target_vcpu": pl.Int32, **_INTERVAL}
 )
 
-#: One row per interval in which one interrupt translation entry held one value; a null icid is an orphan (MAPC V=0 on KVM).
+#: One row per interval in which one interrupt translation entry held one value; a null icid is an orphan
+#: (MAPC V=0 on KVM).
 MAPPINGS = pl.Schema(
     {
         "vm": pl.UInt16,
@@ -217,7 +264,8 @@ MAPPINGS = pl.Schema(
     }
 )
 
-#: One row per interval in which an LPI was, by the commands, to be queued for one vCPU (KVM: irq->target_vcpu).
+#: One row per interval in which an LPI was, by the commands, to be queued for one vCPU (KVM:
+#: irq->target_vcpu).
 TARGETS = pl.Schema({"vm": pl.UInt16, "intid": pl.UInt32, "target_vcpu": pl.Int32, **_INTERVAL})
 
 #: One row per interval in which KVM held one configuration of an LPI.
@@ -225,7 +273,8 @@ CONFIGURATIONS = pl.Schema(
     {"vm": pl.UInt16, "intid": pl.UInt32, "enabled": pl.Boolean, "priority": pl.UInt8, **_INTERVAL}
 )
 
-#: One row per command: what it says and what the model makes of it. `verdict`: ok, fault, ignored, unreadable, assumed.
+#: One row per command: what it says and what the model makes of it. `verdict`: ok, fault, ignored,
+#: unreadable, assumed.
 VERDICTS = pl.Schema(
     {
         "seq": pl.UInt64,
@@ -239,8 +288,8 @@ VERDICTS = pl.Schema(
     }
 )
 
-#: One row per stretch in which an LPI was pending on one vCPU: on its ap_list (`where` queued) or in a list register
-#: (`where` list_register). Two overlapping rows with different vCPUs are an LPI live on two vCPUs.
+#: One row per stretch in which an LPI was pending on one vCPU: on its ap_list (`where` queued) or in a list
+#: register (`where` list_register). Two overlapping rows with different vCPUs are an LPI live on two vCPUs.
 PENDING = pl.Schema(
     {
         "vm": pl.UInt16,
@@ -254,8 +303,9 @@ PENDING = pl.Schema(
     }
 )
 
-#: One row per injection, to its end. `outcome`: delivered, coalesced (into one already pending), refused, lost,
-#: cleared (CLEAR, EnableLPIs=0), pending (at the end), unknown. `moves`: how often it changed vCPU on its way.
+#: One row per injection, to its end. `outcome`: delivered, coalesced (into one already pending), refused,
+#: lost, cleared (CLEAR, EnableLPIs=0), pending (at the end), unknown. `moves`: how often it changed vCPU on
+#: its way.
 LIVES = pl.Schema(
     {
         "vm": pl.UInt16,

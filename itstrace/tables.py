@@ -8,10 +8,18 @@ import polars as pl
 
 #: One row per mapped device.
 DEVICE_ROWS = pl.Schema(
-    {"vm": pl.UInt16, "its": pl.UInt16, "device_id": pl.UInt32, "event_bits": pl.UInt8, "itt_gpa": pl.UInt64, "assumed": pl.Boolean}
+    {
+        "vm": pl.UInt16,
+        "its": pl.UInt16,
+        "device_id": pl.UInt32,
+        "event_bits": pl.UInt8,
+        "itt_gpa": pl.UInt64,
+        "assumed": pl.Boolean,
+    }
 )
 
-#: One row per collection; a null target of a collection that is not assumed is a placeholder that no MAPC has mapped yet.
+#: One row per collection; a null target of a collection that is not assumed is a placeholder that no MAPC has
+#: mapped yet.
 COLLECTION_ROWS = pl.Schema(
     {"vm": pl.UInt16, "its": pl.UInt16, "icid": pl.UInt32, "target_vcpu": pl.Int32, "assumed": pl.Boolean}
 )
@@ -30,8 +38,8 @@ EVENT_ROWS = pl.Schema(
     }
 )
 
-#: One row per LPI that is known. `target_vcpu` is the vCPU that KVM would queue it to. `pending` is latched in software,
-#: not what a list register holds. Null is unknown.
+#: One row per LPI that is known. `target_vcpu` is the vCPU that KVM would queue it to. `pending` is latched
+#: in software, not what a list register holds. Null is unknown.
 LPI_ROWS = pl.Schema(
     {
         "vm": pl.UInt16,

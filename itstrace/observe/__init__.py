@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-import polars as pl
+from typing import TYPE_CHECKING
 
 from itstrace.observe import interrupts, state
 from itstrace.observe.catalogue import OBSERVATIONS, PROBES, Observation
@@ -13,7 +11,13 @@ from itstrace.observe.collect import Raw, collect
 from itstrace.observe.commands import commands
 from itstrace.observe.evidence import lines
 from itstrace.observe.identity import Identity, identify
-from itstrace.readers.base import Capture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import polars as pl
+
+    from itstrace.readers.base import Capture
 
 __all__ = ["OBSERVATIONS", "PROBES", "Observation", "Observations", "observe"]
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from itstrace.observe.catalogue import PROBES, Probe
-from itstrace.readers.base import Capture, EventFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from itstrace.readers.base import Capture, EventFormat
 
 #: Columns that every raw frame begins with.
 HEAD = {"seq": pl.UInt64(), "time_ns": pl.Int64(), "cpu": pl.UInt16(), "pid": pl.Int32()}
@@ -44,7 +48,8 @@ class Raw:
 def find_events(formats: Mapping[str, EventFormat]) -> dict[str, list[str]]:
     """Which events of a capture may feed which probe, the best first.
 
-    A probe's event is found by its full name, or by its bare name in any group (dynamic events may stand in any).
+    A probe's event is found by its full name, or by its bare name in any group (dynamic events may stand in
+    any).
     """
     by_name: dict[str, list[str]] = {}
     for full in formats:
@@ -52,7 +57,9 @@ def find_events(formats: Mapping[str, EventFormat]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for probe in PROBES.values():
         candidates = [
-            full for event in probe.events for full in ([event] if ":" in event else by_name.get(event, []))
+            full
+            for event in probe.events
+            for full in ([event] if ":" in event else by_name.get(event, []))
             if full in formats
         ]
         if candidates:
@@ -94,7 +101,8 @@ def _cast(expr: pl.Expr, have: pl.DataType, want: pl.DataType) -> pl.Expr:
     return expr.cast(want, strict=False)
 
 
-#: Rows that no observation needs are dropped block by block: SGIs, PPIs and SPIs queue too, and guest memory is read a lot.
+#: Rows that no observation needs are dropped block by block: SGIs, PPIs and SPIs queue too, and guest memory
+#: is read a lot.
 _KEEP: dict[str, pl.Expr] = {
     "queue": pl.col("intid") >= FIRST_LPI,
     "fill": pl.col("intid") >= FIRST_LPI,
@@ -112,8 +120,8 @@ def collect(capture: Capture) -> Raw:
     candidates = [(name, event) for name, events in find_events(capture.formats).items() for event in events]
     plans = {key: _select(PROBES[key[0]], capture.formats[key[1]]) for key in candidates}
     wanted: dict[str, tuple[str, ...] | None] = {}
-    for (_, event), (_, fields, _) in plans.items():
-        wanted[event] = tuple(dict.fromkeys((*(wanted.get(event) or ()), *fields.values())))
+    for (_, event), (_, needed, _) in plans.items():
+        wanted[event] = tuple(dict.fromkeys((*(wanted.get(event) or ()), *needed.values())))
     parts: dict[tuple[str, str], list[pl.DataFrame]] = {key: [] for key in candidates}
     for block in capture.blocks(wanted):
         for key in candidates:

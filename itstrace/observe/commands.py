@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from itstrace import schemas
-from itstrace.observe.collect import Raw
-from itstrace.observe.identity import Identity
 from itstrace.observe.joins import after, before
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from itstrace.observe.collect import Raw
+    from itstrace.observe.identity import Identity
 
 COMMAND_BYTES = 32
 #: CBASER.Physical_Address [51:12] and Size [7:0] in pages of 4 KiB, minus one. Spec: IHI 0069H, GITS_CBASER.
@@ -31,7 +35,8 @@ class _Batch:
 
 
 def boundaries(raw: Raw) -> pl.DataFrame:
-    """Records at which a task is surely done with the command before: the next read, the return, its next entry.
+    """Records at which a task is surely done with the command before: the next read, the return, its next
+    entry.
 
     Shape: pid, seq, time_ns in order of seq.
     """
@@ -44,8 +49,9 @@ def commands(raw: Raw, identity: Identity) -> pl.DataFrame:
     """Every ITS command, in the order in which its ITS took it.
 
     Shape: rows of COMMANDS.
-    Kernel: vgic-its.c:vgic_its_process_commands holds its->cmd_lock, so that the calls for one ITS follow each other; each
-        takes the queue up where the last one left it. That chain, and not the time stamps, is the order.
+    Kernel: vgic-its.c:vgic_its_process_commands holds its->cmd_lock, so that the calls for one ITS follow
+        each other; each takes the queue up where the last one left it. That chain, and not the time stamps,
+        is the order.
     """
     rows = _from_probe(raw) if raw["command"].height else _from_reads(raw)
     rows = before(rows, raw["process"], batch_seq="seq", batch_its="its", cbaser="cbaser")
@@ -55,7 +61,7 @@ def commands(raw: Raw, identity: Identity) -> pl.DataFrame:
     rows = identity.with_its(identity.with_vm(rows)).filter(pl.col("its").is_not_null())
     rows = after(rows, boundaries(raw), end_seq="seq", end_ns="time_ns")
     rows = _in_order(rows, raw)
-    return rows.select(schemas.COMMANDS.names()).cast(dict(schemas.COMMANDS))
+    return rows.select(schemas.COMMANDS.names()).cast(schemas.COMMANDS)
 
 
 def _slot(gpa: pl.Expr, cbaser: pl.Expr) -> pl.Expr:
@@ -66,8 +72,17 @@ def _from_probe(raw: Raw) -> pl.DataFrame:
     """Commands from the probe inside the loop, and the slots that could not be read, which that probe never sees."""
     frame = raw["command"]
     good = frame.select(
-        "seq", "time_ns", "cpu", "pid", "its", slot="creadr",
-        dw0="dw0", dw1="dw1", dw2="dw2", dw3="dw3", readable=pl.lit(value=True),
+        "seq",
+        "time_ns",
+        "cpu",
+        "pid",
+        "its",
+        slot="creadr",
+        dw0="dw0",
+        dw1="dw1",
+        dw2="dw2",
+        dw3="dw3",
+        readable=pl.lit(value=True),
     )
     failed = _from_reads(raw).filter(~pl.col("readable"))
     if failed.is_empty():
@@ -84,8 +99,17 @@ def _from_reads(raw: Raw) -> pl.DataFrame:
     reads = before(reads, raw["process_end"], ended="seq")
     reads = reads.filter(pl.col("begun").is_not_null() & (pl.col("begun") > pl.col("ended").fill_null(0)))
     return reads.select(
-        "seq", "time_ns", "cpu", "pid", "gpa", pl.lit(None, dtype=pl.UInt64).alias("its"),
-        "dw0", "dw1", "dw2", "dw3", readable=pl.col("ret") == 0,
+        "seq",
+        "time_ns",
+        "cpu",
+        "pid",
+        "gpa",
+        pl.lit(None, dtype=pl.UInt64).alias("its"),
+        "dw0",
+        "dw1",
+        "dw2",
+        "dw3",
+        readable=pl.col("ret") == 0,
     )
 
 
@@ -97,11 +121,13 @@ def _in_order(rows: pl.DataFrame, raw: Raw) -> pl.DataFrame:
     begun = after(raw["process"], raw["process_end"], ended="seq", batch_end="creadr")
     begun = after(begun, raw["process"], following="seq")
     begun = begun.with_columns(
-        batch_end=pl.when(pl.col("following").is_null() | (pl.col("ended") < pl.col("following"))).then("batch_end")
+        batch_end=pl.when(pl.col("following").is_null() | (pl.col("ended") < pl.col("following"))).then(
+            "batch_end"
+        )
     )
-    slots: dict[int, list[int]] = {
-        batch: values for batch, values in rows.group_by("batch_seq").agg(pl.col("slot").sort_by("seq")).iter_rows()
-    }
+    slots: dict[int, list[int]] = dict(
+        rows.group_by("batch_seq").agg(pl.col("slot").sort_by("seq")).iter_rows()
+    )
     place: dict[int, int] = {}
     lost: set[tuple[int, int]] = set()
     for _, mine in begun.sort("seq").group_by("its", maintain_order=True):
@@ -118,7 +144,8 @@ def _in_order(rows: pl.DataFrame, raw: Raw) -> pl.DataFrame:
                     lost.add((batch.seq, slot))
                 expected = (slot + COMMAND_BYTES) % batch.size_bytes
     order = pl.DataFrame(
-        {"batch_seq": list(place), "_place": list(place.values())}, schema={"batch_seq": pl.UInt64, "_place": pl.UInt64}
+        {"batch_seq": list(place), "_place": list(place.values())},
+        schema={"batch_seq": pl.UInt64, "_place": pl.UInt64},
     )
     marks = pl.DataFrame(
         sorted(lost), schema={"batch_seq": pl.UInt64, "slot": pl.UInt32}, orient="row"
@@ -130,7 +157,8 @@ def _in_order(rows: pl.DataFrame, raw: Raw) -> pl.DataFrame:
 def _chain(batches: list[_Batch]) -> Iterator[tuple[_Batch, bool]]:
     """Batches of one ITS in the order of its queue, and whether commands before each are missing.
 
-    The queue restarts at 0 where CBASER was written, so that a batch that starts at 0 never says that something is missing.
+    The queue restarts at 0 where CBASER was written, so that a batch that starts at 0 never says that
+    something is missing.
     """
     waiting = list(batches)
     expected: int | None = None

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from itstrace.observe.catalogue import PROBES
 from itstrace.observe.collect import HEAD, Raw
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 #: Columns that are pointers, addresses or raw words; they are shown in hex.
 _HEX = {
-    "kvm", "its", "irq", "gpa", "addr", "val", "value", "base", "cbaser", "creadr", "cwriter", "itt", "dw0", "dw1", "dw2", "dw3",
-    "lr0", "lr1", "lr2", "lr3", "owner_ptr", "vcpu_ptr", "from_ptr", "lo", "hi", "device_id",
+    "kvm",
+    "its",
+    "irq",
+    "gpa",
+    "addr",
+    "val",
+    "value",
+    "base",
+    "cbaser",
+    "creadr",
+    "cwriter",
+    "itt",
+    "dw0",
+    "dw1",
+    "dw2",
+    "dw3",
+    "lr0",
+    "lr1",
+    "lr2",
+    "lr3",
+    "owner_ptr",
+    "vcpu_ptr",
+    "from_ptr",
+    "lo",
+    "hi",
+    "device_id",
 }
 
 
 def lines(raw: Raw, seqs: Iterable[int]) -> pl.DataFrame:
     """The records of these seqs.
 
-    Shape: seq, time_ns, cpu, event, text; one row per record that a probe gave, in order of seq. `text` has the event's own
-        field names, as far as a probe reads them.
+    Shape: seq, time_ns, cpu, event, text; one row per record that a probe gave, in order of seq. `text` has
+        the event's own field names, as far as a probe reads them.
     """
     wanted = pl.Series("seq", sorted(set(seqs)), dtype=pl.UInt64)
     rows: list[tuple[int, int, int, str, str]] = []
@@ -38,7 +65,8 @@ def _line(raw: Raw, probe: str, event: str, row: dict[str, object]) -> tuple[int
         value = row[column.name]
         if column.name in raw.absent[probe] or value is None:
             continue
-        # The owner of an LPI that is on no list is read through a null pointer: garbage, and not worth a reader's time.
+        # The owner of an LPI that is on no list is read through a null pointer: garbage, and not worth a
+        # reader's time.
         if column.name == "owner_vcpu" and row.get("owner_ptr") == 0:
             continue
         shown = f"0x{value:x}" if column.name in _HEX and isinstance(value, int) else str(value)

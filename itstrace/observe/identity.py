@@ -1,30 +1,57 @@
 """Who is who: which VM, ITS and vCPU a record belongs to.
 
-Kernel pointers name a `struct kvm` and a `struct vgic_its`, and are reused after both are gone: a VM is a pointer *and* a
-lifetime. Many probes carry neither; those records belong to the VM that their task last worked for (a vCPU thread works for
-one VM all its life, an irqfd worker for whichever injected last).
+Kernel pointers name a `struct kvm` and a `struct vgic_its`, and are reused after both are gone: a VM is a
+pointer *and* a lifetime. Many probes carry neither; those records belong to the VM that their task last
+worked for (a vCPU thread works for one VM all its life, an irqfd worker for whichever injected last).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from itstrace import schemas
-from itstrace.observe.collect import Raw
 from itstrace.observe.joins import after, before
+
+if TYPE_CHECKING:
+    from itstrace.observe.collect import Raw
 
 #: Probes that carry a `struct kvm`, a `struct vgic_its`, or both.
 _WITH_KVM = ("process", "command", "guest_read", "msi", "invalidate", "invalidate_all", "save_pending")
 _WITH_ITS = (
-    "process", "process_end", "command", "write_cwriter", "write_cbaser", "write_baser", "write_ctlr", "trigger",
-    "invalidate", "alloc_device", "alloc_collection", "free_collection", "save_tables", "restore_tables",
+    "process",
+    "process_end",
+    "command",
+    "write_cwriter",
+    "write_cbaser",
+    "write_baser",
+    "write_ctlr",
+    "trigger",
+    "invalidate",
+    "alloc_device",
+    "alloc_collection",
+    "free_collection",
+    "save_tables",
+    "restore_tables",
 )
 #: Probes that only a living VM fires; freeing and flushing after the last of them is its teardown.
 _ALIVE = (
-    "process", "process_end", "command", "write_cwriter", "write_cbaser", "write_baser", "write_ctlr", "msi", "trigger",
-    "alloc_device", "alloc_collection", "save_tables", "restore_tables", "save_pending",
+    "process",
+    "process_end",
+    "command",
+    "write_cwriter",
+    "write_cbaser",
+    "write_baser",
+    "write_ctlr",
+    "msi",
+    "trigger",
+    "alloc_device",
+    "alloc_collection",
+    "save_tables",
+    "restore_tables",
+    "save_pending",
 )
 
 #: GITS registers lie in the first 64 KiB of the ITS's two frames. Spec: IHI 0069H, ITS memory map.
@@ -59,14 +86,20 @@ class Identity:
             vm = 0 if self.vms.height else None
             return frame.with_columns(pl.lit(vm, dtype=pl.UInt16).alias("vm"))
         # A record that itself names the VM belongs to it: for the moment of the join it stands after itself.
-        rows = before(frame.with_columns(seq=pl.col("seq") + 1), self.tasks, _last="vm").with_columns(seq=pl.col("seq") - 1)
+        rows = before(frame.with_columns(seq=pl.col("seq") + 1), self.tasks, _last="vm").with_columns(
+            seq=pl.col("seq") - 1
+        )
         rows = after(rows, self.tasks, _next="vm")
         return rows.with_columns(vm=pl.coalesce("_last", "_next")).drop("_last", "_next")
 
     def with_its(self, frame: pl.DataFrame, pointer: str = "its") -> pl.DataFrame:
         """Replace a column of `struct vgic_its` pointers by the ITS's number within the record's VM."""
         names = self.itss.select("vm", pl.col("pointer").alias(pointer), pl.col("its").alias("_its"))
-        return frame.join(names, on=["vm", pointer], how="left", maintain_order="left").drop(pointer).rename({"_its": "its"})
+        return (
+            frame.join(names, on=["vm", pointer], how="left", maintain_order="left")
+            .drop(pointer)
+            .rename({"_its": "its"})
+        )
 
     def with_vcpu(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Add the column `vcpu` by the record's task; null where the task was never seen to run one."""
@@ -97,7 +130,8 @@ def _anchors(raw: Raw) -> pl.DataFrame:
     pairs = anchors.filter(pl.col("kvm").is_not_null() & pl.col("its").is_not_null())
     anchors = after(before(anchors, pairs, "its", back="kvm"), pairs, "its", ahead="kvm")
     anchors = anchors.with_columns(kvm=pl.coalesce("kvm", "back", "ahead")).drop("back", "ahead")
-    # An ITS that is nowhere named beside one belongs to the kvm that its tasks work for, or to the only one there is.
+    # An ITS that is nowhere named beside one belongs to the kvm that its tasks work for, or to the only one
+    # there is.
     named = anchors.filter(pl.col("kvm").is_not_null())
     works_for = named.group_by("pid", maintain_order=True).agg(pl.col("kvm").first())
     alone = anchors.filter(pl.col("kvm").is_null()).join(works_for, on="pid", how="inner", suffix="_of")
@@ -115,10 +149,8 @@ def _bases(raw: Raw) -> dict[int, int]:
         for its, addr in raw[name].select("its", "addr").unique().iter_rows():
             if its is not None and addr is not None and addr > _ITS_FRAME_MASK:
                 bases[its] = addr & ~_ITS_FRAME_MASK
-    for its, base in raw["process"].select("its", "base").unique().iter_rows():
-        if its is not None and base is not None:
-            bases[its] = base
-    return bases
+    said = raw["process"].select("its", "base").drop_nulls().unique()
+    return bases | dict(said.iter_rows())
 
 
 def _lifetimes(raw: Raw, anchors: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -138,8 +170,8 @@ def _lifetimes(raw: Raw, anchors: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFr
         base = bases.get(its)
         reused = base is not None and vm is not None and base in vm.its.values()
         if vm is None or reused or all(gone.get(pointer, first) < first for pointer in vm.its):
-            # Another ITS at the same address, or after all ITSs were freed: the old VM is gone, and its `struct kvm` was
-            # reused.
+            # Another ITS at the same address, or after all ITSs were freed: the old VM is gone, and its
+            # `struct kvm` was reused.
             fresh = _Vm(kvm=kvm or its, from_seq=0 if vm is None else vm.last_seq + 1)
             vms.append(fresh)
             current[kvm] = vm = fresh
@@ -159,9 +191,11 @@ def _lifetimes(raw: Raw, anchors: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFr
             complete &= whole
             its_rows.append((index, number, pointer, vm.its[pointer], vm.first_seq[pointer], whole))
         end = _teardown(raw, set(vm.its), vm)
-        start = anchors.filter((pl.col("kvm") == vm.kvm) | pl.col("its").is_in(list(vm.its))).filter(
-            pl.col("seq") >= vm.from_seq
-        )["time_ns"].min()
+        start = (
+            anchors.filter((pl.col("kvm") == vm.kvm) | pl.col("its").is_in(list(vm.its)))
+            .filter(pl.col("seq") >= vm.from_seq)["time_ns"]
+            .min()
+        )
         vm_rows.append((index, vm.kvm, vm.from_seq, end[0], start, end[1], complete))
     return (
         pl.DataFrame(vm_rows, schema=schemas.VMS, orient="row"),
@@ -183,11 +217,16 @@ def _freed(raw: Raw) -> dict[int, int]:
 def _complete_its(raw: Raw) -> dict[int, bool]:
     """Which ITSs are known from their first command on.
 
-    Writing CBASER resets the queue (Kernel: vgic-its.c:vgic_mmio_write_its_cbaser), and a restore reads all tables; either
-    before the first command means that nothing came before the capture. So does a first batch that starts with no queue.
+    Writing CBASER resets the queue (Kernel: vgic-its.c:vgic_mmio_write_its_cbaser), and a restore reads all
+    tables; either before the first command means that nothing came before the capture. So does a first batch
+    that starts with no queue.
     """
     first_command: dict[int, int] = dict(
-        raw["process"].filter(pl.col("creadr") != pl.col("cwriter")).group_by("its").agg(pl.col("seq").min()).iter_rows()
+        raw["process"]
+        .filter(pl.col("creadr") != pl.col("cwriter"))
+        .group_by("its")
+        .agg(pl.col("seq").min())
+        .iter_rows()
     )
     known: dict[int, bool] = {}
     for name in ("write_cbaser", "restore_tables"):
@@ -202,7 +241,9 @@ def _teardown(raw: Raw, pointers: set[int], vm: _Vm) -> tuple[int | None, int | 
     for name in _ALIVE:
         frame = raw[name]
         mine = pl.col("its").is_in(list(pointers)) if "its" in frame.columns else pl.col("kvm") == vm.kvm
-        seqs = frame.filter(mine & (pl.col("seq") >= vm.from_seq) & (pl.col("seq") <= max(vm.last_seq, vm.from_seq)))["seq"]
+        seqs = frame.filter(
+            mine & (pl.col("seq") >= vm.from_seq) & (pl.col("seq") <= max(vm.last_seq, vm.from_seq))
+        )["seq"]
         if seqs.len():
             last_alive = max(last_alive, int(seqs.max()))  # type: ignore[arg-type]
     frees = raw["free_collection"].filter(pl.col("its").is_in(list(pointers)) & (pl.col("seq") > last_alive))
@@ -210,7 +251,10 @@ def _teardown(raw: Raw, pointers: set[int], vm: _Vm) -> tuple[int | None, int | 
         return None, None
     pid, until = frees["pid"][0], frees["seq"][-1]
     freeing = pl.concat(
-        [raw[name].select("seq", "time_ns", "pid") for name in ("free_device", "free_collection", "flush_lpis")]
+        [
+            raw[name].select("seq", "time_ns", "pid")
+            for name in ("free_device", "free_collection", "flush_lpis")
+        ]
     ).filter((pl.col("pid") == pid) & (pl.col("seq") > last_alive) & (pl.col("seq") <= until))
     first = freeing.sort("seq").row(0)
     return first[0], first[1]
@@ -221,9 +265,17 @@ def _tasks(raw: Raw, anchors: pl.DataFrame, vms: pl.DataFrame, itss: pl.DataFram
     if vms.height <= 1:
         return pl.DataFrame(schema={"pid": pl.Int32, "seq": pl.UInt64, "vm": pl.UInt16})
     by_its = itss.select("vm", its="pointer")
-    named = anchors.filter(pl.col("its").is_not_null()).join(by_its, on="its", how="inner").select("seq", "pid", "vm")
+    named = (
+        anchors.filter(pl.col("its").is_not_null())
+        .join(by_its, on="its", how="inner")
+        .select("seq", "pid", "vm")
+    )
     # A kvm without an ITS: the VM of that pointer whose lifetime holds the record.
-    bare = anchors.filter(pl.col("its").is_null() & pl.col("kvm").is_not_null()).select("seq", "pid", "kvm").sort("seq")
+    bare = (
+        anchors.filter(pl.col("its").is_null() & pl.col("kvm").is_not_null())
+        .select("seq", "pid", "kvm")
+        .sort("seq")
+    )
     starts = vms.select("kvm", "vm", seq="from_seq")
     bare = before(bare.with_columns(seq=pl.col("seq") + 1), starts, "kvm", vm="vm").drop_nulls("vm")
     bare = bare.select(pl.col("seq") - 1, "pid", "vm")
@@ -235,13 +287,18 @@ def _tasks(raw: Raw, anchors: pl.DataFrame, vms: pl.DataFrame, itss: pl.DataFram
 def _orphans(raw: Raw, known: pl.DataFrame, vms: pl.DataFrame) -> pl.DataFrame:
     """VMs for vCPU tasks that never touched an ITS: by whose vCPU is still without a task, then by whose LPIs they fill."""
     seen = pl.concat([raw[name].select("pid", "vcpu", "seq") for name in ("fill", "fold")])
-    seen = seen.group_by("pid").agg(pl.col("vcpu").mode().min(), first=pl.col("seq").min(), last=pl.col("seq").max())
+    seen = seen.group_by("pid").agg(
+        pl.col("vcpu").mode().min(), first=pl.col("seq").min(), last=pl.col("seq").max()
+    )
     owners = seen.join(known.group_by("pid").agg(pl.col("vm").first()), on="pid", how="left")
     taken = {(vm, vcpu) for vm, vcpu in owners.drop_nulls("vm").select("vm", "vcpu").iter_rows()}
     rows: list[tuple[int, int, int]] = []
-    for pid, vcpu, first, last in owners.filter(pl.col("vm").is_null()).select("pid", "vcpu", "first", "last").sort("first").iter_rows():
+    for pid, vcpu, first, last in (
+        owners.filter(pl.col("vm").is_null()).select("pid", "vcpu", "first", "last").sort("first").iter_rows()
+    ):
         alive = [
-            vm for vm, start, end in vms.select("vm", "from_seq", "to_seq").iter_rows()
+            vm
+            for vm, start, end in vms.select("vm", "from_seq", "to_seq").iter_rows()
             if start <= last and (end is None or end >= first)
         ]
         free = [vm for vm in alive if (vm, vcpu) not in taken] or alive
@@ -263,8 +320,14 @@ def _matches(raw: Raw, known: pl.DataFrame, pid: int, vcpu: int, vm: int) -> int
 def _vcpus(raw: Raw, identity: Identity) -> pl.DataFrame:
     """Which task runs which vCPU: fills and folds name the vCPU on its own task."""
     seen = pl.concat([raw[name].select("seq", "pid", "vcpu") for name in ("fill", "fold")])
-    pairs = seen.group_by("pid", "vcpu").agg(pl.col("seq").min(), count=pl.len()).sort("count", descending=True)
+    pairs = (
+        seen.group_by("pid", "vcpu").agg(pl.col("seq").min(), count=pl.len()).sort("count", descending=True)
+    )
     pairs = pairs.unique("pid", keep="first", maintain_order=True)
-    return identity.with_vm(pairs).select("vm", "vcpu", "pid").drop_nulls("vm").sort("vm", "vcpu", "pid").cast(
-        {"vm": pl.UInt16, "vcpu": pl.Int32, "pid": pl.Int32}
+    return (
+        identity.with_vm(pairs)
+        .select("vm", "vcpu", "pid")
+        .drop_nulls("vm")
+        .sort("vm", "vcpu", "pid")
+        .cast({"vm": pl.UInt16, "vcpu": pl.Int32, "pid": pl.Int32})
     )

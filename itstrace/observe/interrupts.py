@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import polars as pl
 
 from itstrace import schemas
 from itstrace.observe.collect import FIRST_LPI, Raw
-from itstrace.observe.identity import Identity
 from itstrace.observe.joins import after, before
+
+if TYPE_CHECKING:
+    from itstrace.observe.identity import Identity
 
 #: GITS_TRANSLATER lies 0x10040 above the base of the ITS. Spec: IHI 0069H, GITS_TRANSLATER.
 TRANSLATER_OFFSET = 0x1_0040
@@ -25,13 +29,13 @@ def injections(raw: Raw, identity: Identity, commands: pl.DataFrame) -> pl.DataF
     """MSIs and INT commands offered to an ITS, with what KVM made of each.
 
     Shape: rows of INJECTIONS.
-    Kernel: vgic-its.c:vgic_its_inject_msi tries the translation cache first, and on a miss takes its_lock and goes through
-        vgic_its_trigger_msi; kvm_arch_set_irq_inatomic (irqfd) tries the cache alone.
+    Kernel: vgic-its.c:vgic_its_inject_msi tries the translation cache first, and on a miss takes its_lock and
+        goes through vgic_its_trigger_msi; kvm_arch_set_irq_inatomic (irqfd) tries the cache alone.
     """
     msis = _msis(raw, identity)
     ints = _ints(raw, identity, commands)
     direct = _cached_only(raw, identity)
-    frames = [f.select(schemas.INJECTIONS.names()).cast(dict(schemas.INJECTIONS)) for f in (msis, ints, direct)]
+    frames = [f.select(schemas.INJECTIONS.names()).cast(schemas.INJECTIONS) for f in (msis, ints, direct)]
     return pl.concat(frames).sort("seq")
 
 
@@ -47,12 +51,17 @@ def _msis(raw: Raw, identity: Identity) -> pl.DataFrame:
     rows = after(rows, raw["queue"], queue_seq="seq", queued="intid")
     rows = _only_within(rows, "queue_seq", "end_seq", ["queue_seq", "queued"])
     hit = pl.col("cached_ret") == 0
-    # The MSI's own return: 1 taken, 0 an error of the ITS, below 0 an errno. Kernel: vgic-its.c:vgic_its_inject_msi
+    # The MSI's own return: 1 taken, 0 an error of the ITS, below 0 an errno. Kernel:
+    # vgic-its.c:vgic_its_inject_msi
     from_end = pl.when(pl.col("msi_ret") > 0).then(0).when(pl.col("msi_ret") < 0).then(pl.col("msi_ret"))
     rows = rows.with_columns(
         cached=hit,
         result=pl.when(hit).then(0).otherwise(pl.coalesce("trigger_ret", "resolve_ret", from_end)),
-        intid=pl.when(hit).then("queued").when(pl.col("resolve_ret") == 0).then("resolved").otherwise("queued"),
+        intid=pl.when(hit)
+        .then("queued")
+        .when(pl.col("resolve_ret") == 0)
+        .then("resolved")
+        .otherwise("queued"),
         base_gpa=pl.col("lo").cast(pl.UInt64) + pl.col("hi").cast(pl.UInt64) * 2**32 - TRANSLATER_OFFSET,
         from_command=pl.lit(None, dtype=pl.UInt64),
     )
@@ -69,7 +78,9 @@ def _outside_msi(rows: pl.DataFrame, raw: Raw) -> pl.DataFrame:
 
 def _ints(raw: Raw, identity: Identity, commands: pl.DataFrame) -> pl.DataFrame:
     """INT commands: a trigger with no MSI open on its task."""
-    rows = raw["trigger"].select("seq", "time_ns", "cpu", "pid", pointer="its", device_id="device_id", event_id="event_id")
+    rows = raw["trigger"].select(
+        "seq", "time_ns", "cpu", "pid", pointer="its", device_id="device_id", event_id="event_id"
+    )
     rows = _outside_msi(rows, raw)
     rows = after(rows, raw["trigger_end"], end_seq="seq", end_ns="time_ns", trigger_ret="ret")
     rows = after(rows, raw["resolve_end"], resolve_seq="seq", resolve_ret="ret", resolved="intid")
@@ -90,11 +101,17 @@ def _cached_only(raw: Raw, identity: Identity) -> pl.DataFrame:
     rows = raw["cached"].filter(pl.col("ret") == 0)
     rows = _outside_msi(rows, raw)
     rows = before(rows, raw["queue"], queue_seq="seq", queued="intid")
-    only_its = identity.itss.group_by("vm").agg(pl.col("its").first(), n=pl.len()).filter(pl.col("n") == 1).drop("n")
+    only_its = (
+        identity.itss.group_by("vm").agg(pl.col("its").first(), n=pl.len()).filter(pl.col("n") == 1).drop("n")
+    )
     rows = identity.with_vm(rows).join(only_its, on="vm", how="left", maintain_order="left")
     return rows.with_columns(
-        end_seq=pl.col("seq"), end_ns=pl.col("time_ns"), cached=pl.lit(value=True), result=pl.lit(0),
-        intid=pl.col("queued"), from_command=pl.lit(None, dtype=pl.UInt64),
+        end_seq=pl.col("seq"),
+        end_ns=pl.col("time_ns"),
+        cached=pl.lit(value=True),
+        result=pl.lit(0),
+        intid=pl.col("queued"),
+        from_command=pl.lit(None, dtype=pl.UInt64),
         # The span begins where the LPI was queued: nothing marks the call itself.
         seq=pl.coalesce("queue_seq", "seq"),
     )
@@ -102,7 +119,18 @@ def _cached_only(raw: Raw, identity: Identity) -> pl.DataFrame:
 
 def _steps(raw: Raw) -> pl.DataFrame:
     """Records that a task makes only when a call of vgic_queue_irq_unlock is over. Shape: pid, seq."""
-    names = ("cached", "trigger_end", "msi_end", "command", "guest_read", "process_end", "queue", "config", "enter", "fill")
+    names = (
+        "cached",
+        "trigger_end",
+        "msi_end",
+        "command",
+        "guest_read",
+        "process_end",
+        "queue",
+        "config",
+        "enter",
+        "fill",
+    )
     return pl.concat([raw[name].select("pid", "seq") for name in names])
 
 
@@ -110,29 +138,43 @@ def queueings(raw: Raw, identity: Identity, injected: pl.DataFrame) -> pl.DataFr
     """Calls of vgic_queue_irq_unlock for LPIs.
 
     Shape: rows of QUEUEINGS.
-    Kernel: vgic.c:vgic_queue_irq_unlock; a field read through a null pointer is garbage, so the owner counts only where its
-        pointer is not null.
+    Kernel: vgic.c:vgic_queue_irq_unlock; a field read through a null pointer is garbage, so the owner counts
+        only where its pointer is not null.
     """
     rows = identity.with_vm(raw["queue"])
-    causes = injected.filter(pl.col("queue_seq").is_not_null()).select(
-        seq="queue_seq", cause=pl.when(pl.col("from_command").is_null()).then(pl.lit("msi")).otherwise(pl.lit("int"))
-    ).unique("seq")
+    causes = (
+        injected.filter(pl.col("queue_seq").is_not_null())
+        .select(
+            seq="queue_seq",
+            cause=pl.when(pl.col("from_command").is_null()).then(pl.lit("msi")).otherwise(pl.lit("int")),
+        )
+        .unique("seq")
+    )
     rows = rows.join(causes, on="seq", how="left", maintain_order="left").sort("seq")
-    # vgic_its_inv_lpi and update_lpi_config queue the LPI again after reading its configuration, on the same task.
+    # vgic_its_inv_lpi and update_lpi_config queue the LPI again after reading its configuration, on the same
+    # task.
     rows = before(rows, raw["config_end"], config_seq="seq", config_intid="intid")
     rows = before(rows, raw["queue"], prior="seq")
     inv = (pl.col("config_intid") == pl.col("intid")) & (pl.col("config_seq") > pl.col("prior").fill_null(0))
     rows = rows.with_columns(
         cause=pl.coalesce("cause", pl.when(inv).then(pl.lit("inv")).otherwise(pl.lit("other"))),
         owner_vcpu=pl.when(pl.col("owner_ptr") != 0).then("owner_vcpu"),
-        pending=pl.col("pending") != 0, enabled=pl.col("enabled") != 0, active=pl.col("active") != 0,
+        pending=pl.col("pending") != 0,
+        enabled=pl.col("enabled") != 0,
+        active=pl.col("active") != 0,
     )
-    # Where only the owner's pointer was recorded (7.3's split function), its vCPU is learnt from calls that give both.
-    known = raw["affinity"].filter(pl.col("vcpu_ptr") != 0).select(owner_ptr="vcpu_ptr", known="vcpu").unique("owner_ptr")
+    # Where only the owner's pointer was recorded (7.3's split function), its vCPU is learnt from calls that
+    # give both.
+    known = (
+        raw["affinity"]
+        .filter(pl.col("vcpu_ptr") != 0)
+        .select(owner_ptr="vcpu_ptr", known="vcpu")
+        .unique("owner_ptr")
+    )
     if not raw.gives("queue", "owner_vcpu"):
         rows = rows.drop("owner_vcpu").join(known.rename({"known": "owner_vcpu"}), on="owner_ptr", how="left")
     rows = after(rows, _steps(raw), settled_seq="seq")
-    return rows.sort("seq").select(schemas.QUEUEINGS.names()).cast(dict(schemas.QUEUEINGS))
+    return rows.sort("seq").select(schemas.QUEUEINGS.names()).cast(schemas.QUEUEINGS)
 
 
 def folds(raw: Raw, identity: Identity) -> pl.DataFrame:
@@ -143,8 +185,12 @@ def folds(raw: Raw, identity: Identity) -> pl.DataFrame:
         value = pl.col(f"lr{index}")
         # ICH_LR<n>_EL2: vINTID [31:0], State [63:62]. Spec: IHI 0069H, ICH_LR<n>_EL2.
         part = frame.filter((pl.col("used") > index) & ((value & 0xFFFF_FFFF) >= FIRST_LPI)).select(
-            "seq", "time_ns", "vm", "vcpu",
-            intid=(value & 0xFFFF_FFFF).cast(pl.UInt32), lr=pl.lit(index, dtype=pl.Int32),
+            "seq",
+            "time_ns",
+            "vm",
+            "vcpu",
+            intid=(value & 0xFFFF_FFFF).cast(pl.UInt32),
+            lr=pl.lit(index, dtype=pl.Int32),
             state=(value // 2**62).cast(pl.UInt8),
         )
         parts.append(part)
@@ -168,17 +214,26 @@ def fills(raw: Raw, identity: Identity, folded: pl.DataFrame) -> pl.DataFrame:
         refill_seq=pl.col("seq").shift(-1).over("vm", "vcpu", "lr"),
         refill_ns=pl.col("time_ns").shift(-1).over("vm", "vcpu", "lr"),
     )
-    found = folded.select("vm", "vcpu", "intid", "state", fold_seq="seq").unique(["vm", "vcpu", "intid", "fold_seq"])
+    found = folded.select("vm", "vcpu", "intid", "state", fold_seq="seq").unique(
+        ["vm", "vcpu", "intid", "fold_seq"]
+    )
     rows = rows.join(found, on=["vm", "vcpu", "intid", "fold_seq"], how="left", maintain_order="left")
-    refilled = pl.col("refill_seq").is_not_null() & (pl.col("refill_seq") < pl.col("fold_seq").fill_null(2**64 - 1))
+    refilled = pl.col("refill_seq").is_not_null() & (
+        pl.col("refill_seq") < pl.col("fold_seq").fill_null(2**64 - 1)
+    )
     rows = rows.with_columns(
         end_seq=pl.when(refilled).then("refill_seq").otherwise("fold_seq"),
         end_ns=pl.when(refilled).then("refill_ns").otherwise("fold_ns"),
         state=pl.when(~refilled).then("state"),
-        ended_by=pl.when(refilled).then(pl.lit("refill")).when(pl.col("fold_seq").is_not_null()).then(pl.lit("fold")),
-        pending=pl.col("pending") != 0, active=pl.col("active") != 0, enabled=pl.col("enabled") != 0,
+        ended_by=pl.when(refilled)
+        .then(pl.lit("refill"))
+        .when(pl.col("fold_seq").is_not_null())
+        .then(pl.lit("fold")),
+        pending=pl.col("pending") != 0,
+        active=pl.col("active") != 0,
+        enabled=pl.col("enabled") != 0,
     )
-    return rows.sort("seq").select(schemas.FILLS.names()).cast(dict(schemas.FILLS))
+    return rows.sort("seq").select(schemas.FILLS.names()).cast(schemas.FILLS)
 
 
 def runs(raw: Raw, identity: Identity) -> pl.DataFrame:
@@ -193,11 +248,13 @@ def runs(raw: Raw, identity: Identity) -> pl.DataFrame:
         parts.append(
             pl.DataFrame(
                 {
-                    "enter_seq": enter["seq"], "enter_ns": enter["time_ns"],
-                    "exit_seq": out["seq"], "exit_ns": out["time_ns"],
+                    "enter_seq": enter["seq"],
+                    "enter_ns": enter["time_ns"],
+                    "exit_seq": out["seq"],
+                    "exit_ns": out["time_ns"],
                 }
             ).with_columns(vm=pl.lit(vm), vcpu=pl.lit(vcpu), pid=pl.lit(pid))
         )
     if not parts:
         return pl.DataFrame(schema=schemas.RUNS)
-    return pl.concat(parts).select(schemas.RUNS.names()).cast(dict(schemas.RUNS)).sort("enter_seq")
+    return pl.concat(parts).select(schemas.RUNS.names()).cast(schemas.RUNS).sort("enter_seq")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import polars as pl
+if TYPE_CHECKING:
+    import polars as pl
 
 
 def _nearest(
-    rows: pl.DataFrame, frame: pl.DataFrame, by: str | list[str], strategy: Literal["backward", "forward"], columns: dict[str, str]
+    rows: pl.DataFrame,
+    frame: pl.DataFrame,
+    by: str | list[str],
+    strategy: Literal["backward", "forward"],
+    columns: dict[str, str],
 ) -> pl.DataFrame:
     keys = [by] if isinstance(by, str) else by
     right = frame.select(*keys, "seq", **columns).sort("seq")
@@ -18,7 +23,9 @@ def _nearest(
     )
 
 
-def before(rows: pl.DataFrame, frame: pl.DataFrame, by: str | list[str] = "pid", **columns: str) -> pl.DataFrame:
+def before(
+    rows: pl.DataFrame, frame: pl.DataFrame, by: str | list[str] = "pid", **columns: str
+) -> pl.DataFrame:
     """For each row, values of the last record of `frame` before it (null where there is none).
 
     Shape: `rows` in order of seq, with the new columns `new_name="column of frame"`.
@@ -26,7 +33,9 @@ def before(rows: pl.DataFrame, frame: pl.DataFrame, by: str | list[str] = "pid",
     return _nearest(rows, frame, by, "backward", columns)
 
 
-def after(rows: pl.DataFrame, frame: pl.DataFrame, by: str | list[str] = "pid", **columns: str) -> pl.DataFrame:
+def after(
+    rows: pl.DataFrame, frame: pl.DataFrame, by: str | list[str] = "pid", **columns: str
+) -> pl.DataFrame:
     """For each row, values of the first record of `frame` after it (null where there is none).
 
     Shape: `rows` in order of seq, with the new columns `new_name="column of frame"`.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import polars as pl
 
 from itstrace import schemas
-from itstrace.observe.collect import Raw
-from itstrace.observe.identity import Identity
+
+if TYPE_CHECKING:
+    from itstrace.observe.collect import Raw
+    from itstrace.observe.identity import Identity
 
 #: Both of the ITS's and the redistributor's register frames are 64 KiB. Spec: IHI 0069H, memory maps.
 _FRAME_MASK = 0xFFFF
 
 
 def _finish(rows: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
-    return rows.sort("seq").select(schema.names()).cast(dict(schema))
+    return rows.sort("seq").select(schema.names()).cast(schema)
 
 
 def _low(value: str, size: str) -> pl.Expr:
@@ -41,15 +45,20 @@ def register_writes(raw: Raw, identity: Identity) -> pl.DataFrame:
 def redistributor_writes(raw: Raw, identity: Identity) -> pl.DataFrame:
     """Writes to GICR_CTLR, PROPBASER and PENDBASER. Shape: rows of REDISTRIBUTOR_WRITES.
 
-    Kernel: vgic-mmio-v3.c; a VMM's write comes with the offset alone and in halves, a guest's with the whole address.
+    Kernel: vgic-mmio-v3.c; a VMM's write comes with the offset alone and in halves, a guest's with the whole
+    address.
     """
     rctlr = raw["write_rctlr"].with_columns(len=pl.lit(4, dtype=pl.UInt32))
     rows = pl.concat(
-        [frame.select("seq", "time_ns", "cpu", "pid", "vcpu", "addr", "len", "val")
-         for frame in (rctlr, raw["write_propbaser"], raw["write_pendbaser"])]
+        [
+            frame.select("seq", "time_ns", "cpu", "pid", "vcpu", "addr", "len", "val")
+            for frame in (rctlr, raw["write_propbaser"], raw["write_pendbaser"])
+        ]
     )
     rows = rows.with_columns(
-        offset=pl.col("addr") & _FRAME_MASK, value=_low("val", "len"), size_bytes=pl.col("len").clip(0, 8),
+        offset=pl.col("addr") & _FRAME_MASK,
+        value=_low("val", "len"),
+        size_bytes=pl.col("len").clip(0, 8),
         user=pl.col("addr") <= _FRAME_MASK,
     )
     return _finish(identity.with_vm(rows), schemas.REDISTRIBUTOR_WRITES)
@@ -64,8 +73,8 @@ def configs(raw: Raw, identity: Identity) -> pl.DataFrame:
 def retargets(raw: Raw, identity: Identity) -> pl.DataFrame:
     """LPIs given to another vCPU. Shape: rows of RETARGETS.
 
-    7.3's update_affinity takes (irq, from, new): a definition made for older kernels names the old vCPU there (null but for
-    MOVALL), one that also has `from` names the new one.
+    7.3's update_affinity takes (irq, from, new): a definition made for older kernels names the old vCPU there
+    (null but for MOVALL), one that also has `from` names the new one.
     """
     rows = identity.with_vm(raw["affinity"])
     fresh = pl.col("vcpu_ptr").is_not_null() & (pl.col("vcpu_ptr") != 0)
@@ -77,8 +86,10 @@ def retargets(raw: Raw, identity: Identity) -> pl.DataFrame:
 def invalidations(raw: Raw, identity: Identity) -> pl.DataFrame:
     """Translation caches dropped; `its` is null where the cache is the VM's. Shape: rows of INVALIDATIONS."""
     rows = pl.concat(
-        [raw["invalidate"].select("seq", "time_ns", "cpu", "pid", "its"),
-         raw["invalidate_all"].select("seq", "time_ns", "cpu", "pid", its=pl.lit(None, dtype=pl.UInt64))]
+        [
+            raw["invalidate"].select("seq", "time_ns", "cpu", "pid", "its"),
+            raw["invalidate_all"].select("seq", "time_ns", "cpu", "pid", its=pl.lit(None, dtype=pl.UInt64)),
+        ]
     )
     return _finish(identity.with_its(identity.with_vm(rows)), schemas.INVALIDATIONS)
 
@@ -86,7 +97,14 @@ def invalidations(raw: Raw, identity: Identity) -> pl.DataFrame:
 def allocations(raw: Raw, identity: Identity) -> pl.DataFrame:
     """Devices, events and collections that KVM made or freed. Shape: rows of ALLOCATIONS."""
     parts = []
-    for op in ("alloc_device", "free_device", "alloc_event", "free_event", "alloc_collection", "free_collection"):
+    for op in (
+        "alloc_device",
+        "free_device",
+        "alloc_event",
+        "free_event",
+        "alloc_collection",
+        "free_collection",
+    ):
         frame = raw[op]
         columns = [
             (pl.col(c) if c in frame.columns else pl.lit(None, dtype=pl.UInt32).alias(c))
@@ -98,21 +116,26 @@ def allocations(raw: Raw, identity: Identity) -> pl.DataFrame:
 
 def guest_reads(raw: Raw, identity: Identity) -> pl.DataFrame:
     """Bytes that KVM read out of guest memory, masked to the size read. Shape: rows of GUEST_READS."""
-    rows = raw["guest_read"].with_columns(value=_low("dw0", "len"), size_bytes=pl.col("len"), result=pl.col("ret"))
+    rows = raw["guest_read"].with_columns(
+        value=_low("dw0", "len"), size_bytes=pl.col("len"), result=pl.col("ret")
+    )
     return _finish(identity.with_vm(rows), schemas.GUEST_READS)
 
 
 def vm_events(raw: Raw, identity: Identity) -> pl.DataFrame:
     """Things that happen to a whole vCPU or VM. Shape: rows of VM_EVENTS."""
     none32, none64 = pl.lit(None, dtype=pl.Int32), pl.lit(None, dtype=pl.UInt64)
-    parts = []
-    for what in ("flush_lpis", "enable_lpis", "invall"):
-        parts.append(raw[what].select("seq", "time_ns", "cpu", "pid", "vcpu", its=none64, what=pl.lit(what)))
-    for what in ("save_tables", "restore_tables"):
-        parts.append(raw[what].select("seq", "time_ns", "cpu", "pid", none32.alias("vcpu"), "its", what=pl.lit(what)))
-    parts.append(
-        raw["save_pending"].select("seq", "time_ns", "cpu", "pid", none32.alias("vcpu"), its=none64, what=pl.lit("save_pending"))
-    )
+    columns: dict[str, tuple[pl.Expr, pl.Expr]] = {
+        **dict.fromkeys(("flush_lpis", "enable_lpis", "invall"), (pl.col("vcpu"), none64)),
+        **dict.fromkeys(("save_tables", "restore_tables"), (none32, pl.col("its"))),
+        "save_pending": (none32, none64),
+    }
+    parts = [
+        raw[what].select(
+            "seq", "time_ns", "cpu", "pid", vcpu.alias("vcpu"), its.alias("its"), pl.lit(what).alias("what")
+        )
+        for what, (vcpu, its) in columns.items()
+    ]
     return _finish(identity.with_its(identity.with_vm(pl.concat(parts))), schemas.VM_EVENTS)
 
 

@@ -1,6 +1,7 @@
 """What every reader gives: a capture that describes itself and streams its events in blocks.
 
-A reader turns bytes into events and knows nothing about interrupts. Formats are found from the content, see `open_capture`.
+A reader turns bytes into events and knows nothing about interrupts. Formats are found from the content, see
+`open_capture`.
 """
 
 from __future__ import annotations

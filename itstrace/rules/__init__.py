@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
-
-import polars as pl
+from typing import TYPE_CHECKING
 
 from itstrace.findings import Evidence, Finding, SkippedRule
-from itstrace.lives import Lives
 from itstrace.observe import OBSERVATIONS, Observations
-from itstrace.readers.base import Damage
-from itstrace.replay import History
 from itstrace.rules.case import Case
 from itstrace.rules.registry import HEADINGS, RULES, Rule
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import polars as pl
+
+    from itstrace.lives import Lives
+    from itstrace.readers.base import Damage
+    from itstrace.replay import History
+
 __all__ = ["HEADINGS", "RULES", "Rule", "check"]
 
-for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith("its")):
+for _module in sorted(
+    module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith("its")
+):
     importlib.import_module(f"{__name__}.{_module}")
 
 
@@ -43,7 +49,9 @@ def check(
     found: list[Finding] = []
     for code, rule in RULES.items():
         if code not in skipped:
-            found += rule.check(Case(observations, history, lives, gaps, damage, start_ns, end_ns, rule, skipped))
+            found += rule.check(
+                Case(observations, history, lives, gaps, damage, start_ns, end_ns, rule, skipped)
+            )
     found.sort(key=lambda f: (f.severity.rank, f.confidence.rank, f.code, f.time_ns or 0))
     return _with_evidence(found, observations), [
         SkippedRule(code, RULES[code].name, lacks) for code, lacks in skipped.items()
@@ -57,5 +65,6 @@ def _with_evidence(findings: Iterable[Finding], observations: Observations) -> l
         seq: Evidence(time_ns, cpu, event, text, seq) for seq, time_ns, cpu, event, text in lines.iter_rows()
     }
     return [
-        replace(finding, evidence=tuple(by_seq[seq] for seq in finding.seqs if seq in by_seq)) for finding in findings
+        replace(finding, evidence=tuple(by_seq[seq] for seq in finding.seqs if seq in by_seq))
+        for finding in findings
     ]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from itstrace.findings import Finding
 from itstrace.gic.commands import Command, Opcode, decode, describe
 from itstrace.gic.faults import Fault
 from itstrace.model import effects as fx
-from itstrace.replay import Note
 from itstrace.rules.case import Case, first_some
 from itstrace.units import times
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from itstrace.findings import Finding
+    from itstrace.replay import Note
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +74,35 @@ def report(case: Case) -> Iterator[Finding]:
     groups: dict[tuple[object, ...], list[Refused]] = {}
     for one in refused(case):
         if one.code == case.rule.code:
-            key = (one.note.vm, one.its, one.command.opcode, one.command.device_id, one.command.event_id,
-                   None if one.command.event_id is not None else one.command.icid, one.fault)
+            key = (
+                one.note.vm,
+                one.its,
+                one.command.opcode,
+                one.command.device_id,
+                one.command.event_id,
+                None if one.command.event_id is not None else one.command.icid,
+                one.fault,
+            )
             groups.setdefault(key, []).append(one)
     for members in groups.values():
         first, last = members[0], members[-1]
         why = f" ({first.fault.name}, 0x{first.fault:06x})" if first.fault is not None else ""
         yield case.finding(
-            f"{describe(first.command)} was refused {times(len(members))}: {_missing(case, first)}{why}. "
+            f"{describe(first.command)} was refused {times(len(members))}: {_missing(first)}{why}. "
             "KVM skips such a command silently; the guest is not told.",
-            vm=first.note.vm, its=first.its, device_id=first.command.device_id, event_id=first.command.event_id,
+            vm=first.note.vm,
+            its=first.its,
+            device_id=first.command.device_id,
+            event_id=first.command.event_id,
             intid=first.command.intid if first.command.opcode == Opcode.MAPTI else None,
-            time_ns=first.note.time_ns, end_ns=last.note.time_ns, count=len(members),
+            time_ns=first.note.time_ns,
+            end_ns=last.note.time_ns,
+            count=len(members),
             seqs=first_some(one.note.command_seq for one in members[:4]),
         )
 
 
-def _missing(case: Case, one: Refused) -> str:
+def _missing(one: Refused) -> str:
     command = one.command
     if one.code == "ITS101":
         return f"device 0x{command.device_id:x} is not mapped"

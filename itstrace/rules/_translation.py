@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import polars as pl
 
-from itstrace.rules.case import Case
+if TYPE_CHECKING:
+    from itstrace.rules.case import Case
 
 KEY = ["vm", "its", "device_id", "event_id"]
 
@@ -12,12 +15,16 @@ KEY = ["vm", "its", "device_id", "event_id"]
 def mismatches(case: Case, *, cached: bool) -> pl.DataFrame:
     """Injections that KVM took and resolved to what no table held, at any moment of the injection.
 
-    Left out: events that the history knows nothing of (they were mapped before the capture), entries that are only assumed,
-    and injections near lost records.
-    Shape: rows of INJECTIONS with `expected` (the LPI that the tables held; null: unmapped) and `gone_by` (what unmapped it).
+    Left out: events that the history knows nothing of (they were mapped before the capture), entries that are
+    only assumed, and injections near lost records.
+    Shape: rows of INJECTIONS with `expected` (the LPI that the tables held; null: unmapped) and `gone_by`
+    (what unmapped it).
     """
     rows = case.observations.injections.filter(
-        (pl.col("result") == 0) & pl.col("intid").is_not_null() & pl.col("its").is_not_null() & (pl.col("cached") == cached)
+        (pl.col("result") == 0)
+        & pl.col("intid").is_not_null()
+        & pl.col("its").is_not_null()
+        & (pl.col("cached") == cached)
     )
     wrong = case.compare(rows, case.history.mappings, KEY, "intid", seen="intid", end="end_seq")
     wrong = wrong.filter(pl.col("known") & ~pl.col("assumed").fill_null(value=False))

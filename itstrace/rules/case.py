@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from itstrace.findings import Confidence, Finding, Severity
-from itstrace.lives import Lives
-from itstrace.observe import Observations
 from itstrace.observe.joins import before
-from itstrace.readers.base import Damage
-from itstrace.replay import History
-from itstrace.rules.registry import Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from itstrace.lives import Lives
+    from itstrace.observe import Observations
+    from itstrace.readers.base import Damage
+    from itstrace.replay import History
+    from itstrace.rules.registry import Rule
 
 #: An end that never comes.
 NEVER = 2**64 - 1
@@ -42,7 +45,9 @@ class Case:
             "advice": self.rule.section("What to do"),
             **details,
         }
-        return Finding(code=self.rule.code, name=self.rule.name, kind=self.rule.kind, message=message, **given)
+        return Finding(
+            code=self.rule.code, name=self.rule.name, kind=self.rule.kind, message=message, **given
+        )
 
     # --- what was lost
 
@@ -69,7 +74,9 @@ class Case:
     def ends_of(self, commands: pl.Series) -> pl.Series:
         """The record by which each command had surely taken effect (null stays null; unknown ends are NEVER)."""
         ends = self.observations.commands.select(pl.col("seq"), pl.col("end_seq").fill_null(NEVER))
-        return pl.DataFrame({"seq": commands}).join(ends, on="seq", how="left", maintain_order="left")["end_seq"]
+        return pl.DataFrame({"seq": commands}).join(ends, on="seq", how="left", maintain_order="left")[
+            "end_seq"
+        ]
 
     def live_rows(self, frame: pl.DataFrame, keys: dict[str, Any], seq: int) -> list[dict[str, Any]]:
         """Rows of an interval frame with these keys that hold at a record. For a few look-ups, not for many."""
@@ -78,13 +85,46 @@ class Case:
         begun = pl.col("from_seq").is_null() | (pl.col("from_seq") <= seq)
         return frame.filter(begun & (pl.col("to_seq").is_null() | (pl.col("to_seq") > seq))).to_dicts()
 
-    def compare(self, rows: pl.DataFrame, frame: pl.DataFrame, keys: list[str], column: str, *, seen: str, end: str) -> pl.DataFrame:
-        """Rows in which what was seen is not what the tables held, nor what they held while a command was under way.
+    def held(self, rows: pl.DataFrame, frame: pl.DataFrame, keys: list[str], **values: str) -> pl.DataFrame:
+        """What an interval frame surely held throughout each row, from `seq` to `end_seq`.
 
-        `rows` has `keys`, `seq`, `end` (its own end) and `seen`; `frame` is an interval frame. A command takes effect at some
-        moment between its record and its end, so around it both the old and the new value are right.
-        Shape: those rows, with `expected`, `since_seq`, `set_by`, `assumed` (of the entry that held; null: none held), and
-            `known` (the history has any entry for the key at or before the row).
+        Shape: `rows` with the new columns `new_name="column of frame"`; null where nothing was held, only assumed,
+            or not all the while (its command was still under way at the row's begin, or it ended before the row did).
+        """
+        frame = frame.with_columns(
+            settled=self.ends_of(frame["set_by"]), from_seq=pl.col("from_seq").fill_null(0)
+        )
+        entries = frame.with_columns(settled=pl.coalesce("settled", "from_seq"), seq="from_seq")
+        inner = {f"_{name}": column for name, column in values.items()}
+        found = before(
+            rows.with_columns(seq=pl.col("seq") + 1),
+            entries,
+            keys,
+            _assumed="assumed",
+            _settled="settled",
+            _to="to_seq",
+            **inner,
+        ).with_columns(seq=pl.col("seq") - 1)
+        throughout = (
+            ~pl.col("_assumed")
+            & (pl.col("_settled") <= pl.col("seq"))
+            & (pl.col("_to").fill_null(NEVER) > pl.col("end_seq").fill_null(pl.col("seq")))
+        )
+        return found.with_columns(
+            pl.when(throughout).then(pl.col(f"_{name}")).alias(name) for name in values
+        ).drop("_assumed", "_settled", "_to", *inner)
+
+    def compare(
+        self, rows: pl.DataFrame, frame: pl.DataFrame, keys: list[str], column: str, *, seen: str, end: str
+    ) -> pl.DataFrame:
+        """Rows in which what was seen is not what the tables held, nor what they held while a command was
+        under way.
+
+        `rows` has `keys`, `seq`, `end` (its own end) and `seen`; `frame` is an interval frame. A command
+        takes effect at some moment between its record and its end, so around it both the old and the new
+        value are right.
+        Shape: those rows, with `expected`, `since_seq`, `set_by`, `assumed` (of the entry that held; null:
+            none held), and `known` (the history has any entry for the key at or before the row).
         """
         held = frame.with_columns(
             begin=pl.col("from_seq").fill_null(0), until=self.ends_of(frame["ended_by"]).alias("until")
@@ -93,10 +133,19 @@ class Case:
         held = held.with_columns(
             until=pl.when(pl.col("to_seq").is_null()).then(NEVER).otherwise(pl.coalesce("until", "to_seq"))
         )
-        entries = held.select(*keys, "set_by", "assumed", "until", "to_seq", begin="begin", seq="begin", value=column)
+        entries = held.select(
+            *keys, "set_by", "assumed", "until", "to_seq", begin="begin", seq="begin", value=column
+        )
         tried = before(
-            rows.with_columns(seq=pl.col("seq") + 1), entries, keys,
-            expected="value", since_seq="begin", set_by="set_by", assumed="assumed", _until="until", _to="to_seq",
+            rows.with_columns(seq=pl.col("seq") + 1),
+            entries,
+            keys,
+            expected="value",
+            since_seq="begin",
+            set_by="set_by",
+            assumed="assumed",
+            _until="until",
+            _to="to_seq",
         ).with_columns(seq=pl.col("seq") - 1)
         right = (pl.col("expected") == pl.col(seen)) & (pl.col("seq") <= pl.col("_until"))
         wrong = tried.filter(right.fill_null(value=False).not_())
@@ -106,12 +155,16 @@ class Case:
         # The few that remain may have met a value that was just going, or just coming.
         also = held.select(*keys, _begin="begin", _until2="until", _value=column)
         met = wrong.join(also, on=keys, how="inner").filter(
-            (pl.col("_value") == pl.col(seen)) & (pl.col("_begin") <= pl.col(end).fill_null(NEVER)) & (pl.col("_until2") >= pl.col("seq"))
+            (pl.col("_value") == pl.col(seen))
+            & (pl.col("_begin") <= pl.col(end).fill_null(NEVER))
+            & (pl.col("_until2") >= pl.col("seq"))
         )
         wrong = wrong.filter(~pl.col("seq").is_in(met["seq"].implode()))
         gone = pl.col("_to").is_not_null() & (pl.col("_to") <= pl.col("seq"))
         return wrong.with_columns(
-            expected=pl.when(~gone).then("expected"), assumed=pl.when(~gone).then("assumed"), gone_by=pl.when(gone).then("_to")
+            expected=pl.when(~gone).then("expected"),
+            assumed=pl.when(~gone).then("assumed"),
+            gone_by=pl.when(gone).then("_to"),
         ).drop("_until", "_to")
 
     def command_text(self, seq: int | None) -> str:

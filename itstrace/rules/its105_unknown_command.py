@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.model import effects as fx
-from itstrace.replay import Note
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import times
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from itstrace.replay import Note
 
 
 @rule("ITS105", kind=Kind.GUEST, severity=Severity.WARNING, needs=("COMMANDS",))
@@ -17,33 +21,43 @@ def unknown_command(case: Case) -> Iterator[Finding]:
     """The guest's queue holds a reserved opcode, or a GICv4 command where there is no GICv4.
 
     ## What it finds
-    A command whose opcode the specification does not define, or one of the virtual LPI commands (0x20 and above), which KVM's
-    ITS does not have.
+    A command whose opcode the specification does not define, or one of the virtual LPI commands (0x20 and
+    above), which KVM's ITS does not have.
 
     ## Why it matters
-    KVM skips it silently. A reserved opcode is seldom a typing mistake: it says that the queue's memory was overwritten, or
-    that CWRITER ran ahead of what the guest had written.
+    KVM skips it silently. A reserved opcode is seldom a typing mistake: it says that the queue's memory was
+    overwritten, or that CWRITER ran ahead of what the guest had written.
 
     ## Where it comes from
-    A guest that takes the ITS for a GICv4 one without asking GITS_TYPER.Virtual, memory corruption, or a missing barrier
-    between writing commands and writing GITS_CWRITER.
+    A guest that takes the ITS for a GICv4 one without asking GITS_TYPER.Virtual, memory corruption, or a
+    missing barrier between writing commands and writing GITS_CWRITER.
 
     ## When it is wrong
     Never on KVM: it has no GICv4 towards its guests.
 
     ## What to do
-    Look at the four words of the command in the evidence: do they look like a command at all? If not, look for what else the
-    guest has at that address.
+    Look at the four words of the command in the evidence: do they look like a command at all? If not, look
+    for what else the guest has at that address.
     """
     groups: dict[tuple[int, int, int], list[tuple[Note, fx.UnknownCommand]]] = {}
     for note in case.history.notes:
         if isinstance(note.effect, fx.UnknownCommand):
-            groups.setdefault((note.vm, note.effect.its, note.effect.command.opcode_number), []).append((note, note.effect))
+            groups.setdefault((note.vm, note.effect.its, note.effect.command.opcode_number), []).append(
+                (note, note.effect)
+            )
     for (vm, its, opcode), members in groups.items():
         first, effect = members[0]
-        what = f"the GICv4 command {effect.command.name}" if effect.gicv4 else f"the reserved opcode 0x{opcode:02x}"
+        what = (
+            f"the GICv4 command {effect.command.name}"
+            if effect.gicv4
+            else f"the reserved opcode 0x{opcode:02x}"
+        )
         yield case.finding(
             f"The guest's queue held {what} {times(len(members))}; KVM's ITS has no such command and skipped it.",
-            vm=vm, its=its, time_ns=first.time_ns, end_ns=members[-1][0].time_ns, count=len(members),
+            vm=vm,
+            its=its,
+            time_ns=first.time_ns,
+            end_ns=members[-1][0].time_ns,
+            count=len(members),
             seqs=first_some((note.command_seq for note, _ in members), 4),
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.model import effects as fx
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @rule("ITS108", kind=Kind.GUEST, severity=Severity.WARNING, needs=("COMMANDS",))
@@ -18,8 +21,8 @@ def live_device_remapped(case: Case) -> Iterator[Finding]:
     MAPD with V=1 for a device that is mapped and has events which were not discarded.
 
     ## Why it matters
-    KVM frees the device with all its events and starts anew: interrupts that the guest still uses are unmapped without a
-    DISCARD. Real hardware keeps what the old table holds, or not: it is UNPREDICTABLE.
+    KVM frees the device with all its events and starts anew: interrupts that the guest still uses are
+    unmapped without a DISCARD. Real hardware keeps what the old table holds, or not: it is UNPREDICTABLE.
 
     ## Where it comes from
     A driver that is probed again after a failed removal, kexec, or two drivers with one DeviceID.
@@ -28,8 +31,8 @@ def live_device_remapped(case: Case) -> Iterator[Finding]:
     Where the DISCARDs were lost, or lie before the capture.
 
     ## What to do
-    DISCARD the events and MAPD V=0 the device before mapping it again; look for MSIs after this point that were refused
-    (ITS302).
+    DISCARD the events and MAPD V=0 the device before mapping it again; look for MSIs after this point that
+    were refused (ITS302).
     """
     for note in case.history.notes:
         effect = note.effect
@@ -39,6 +42,11 @@ def live_device_remapped(case: Case) -> Iterator[Finding]:
             yield case.finding(
                 f"Device 0x{effect.device_id:x} was mapped again while {len(effect.events)} of its events were mapped: {shown}{more}. "
                 "KVM unmapped them all.",
-                vm=note.vm, its=effect.its, device_id=effect.device_id, time_ns=note.time_ns, end_ns=note.time_ns,
-                count=len(effect.events), seqs=first_some([note.command_seq]),
+                vm=note.vm,
+                its=effect.its,
+                device_id=effect.device_id,
+                time_ns=note.time_ns,
+                end_ns=note.time_ns,
+                count=len(effect.events),
+                seqs=first_some([note.command_seq]),
             )

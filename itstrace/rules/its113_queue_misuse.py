@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.model import effects as fx
-from itstrace.replay import Note
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import times
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from itstrace.replay import Note
 
 
 @rule("ITS113", kind=Kind.GUEST, severity=Severity.WARNING, needs=("COMMANDS", "REGISTER_WRITES"))
@@ -17,36 +21,41 @@ def queue_misuse(case: Case) -> Iterator[Finding]:
     """The guest uses the command queue or the table registers against their rules.
 
     ## What it finds
-    GITS_CWRITER written with an offset beyond the queue or not a multiple of 32; commands left for an ITS that is disabled
-    (CWRITER differs from CREADR); GITS_CBASER or GITS_BASER written while the ITS is enabled; the ITS enabled without valid
-    tables.
+    GITS_CWRITER written with an offset beyond the queue or not a multiple of 32; commands left for an ITS
+    that is disabled (CWRITER differs from CREADR); GITS_CBASER or GITS_BASER written while the ITS is
+    enabled; the ITS enabled without valid tables.
 
     ## Why it matters
-    KVM ignores the write: commands that the guest believes done are not, or are done later, when the ITS is enabled and other
-    tables are in place.
+    KVM ignores the write: commands that the guest believes done are not, or are done later, when the ITS is
+    enabled and other tables are in place.
 
     ## Where it comes from
-    An ITS driver that does not wait for GITS_CTLR.Quiescent, a reset path that forgets to disable the ITS, a queue size that
-    driver and register disagree about.
+    An ITS driver that does not wait for GITS_CTLR.Quiescent, a reset path that forgets to disable the ITS, a
+    queue size that driver and register disagree about.
 
     ## When it is wrong
-    Writes of the VMM (set-up, restore) are left out by the task that makes them; a VMM that writes from a vCPU thread is not
-    told apart.
+    Writes of the VMM (set-up, restore) are left out by the task that makes them; a VMM that writes from a
+    vCPU thread is not told apart.
 
     ## What to do
-    Look at the guest's order of writes in the evidence: disable, wait, write tables, enable, then write CWRITER.
+    Look at the guest's order of writes in the evidence: disable, wait, write tables, enable, then write
+    CWRITER.
     """
-    groups: dict[tuple[object, ...], list[tuple[Note, str]]] = {}
+    groups: dict[tuple[int, int | None, str], list[Note]] = {}
     for note in case.history.notes:
         said = None if note.user else _misuse(note.effect)
         if said is not None:
-            groups.setdefault((note.vm, getattr(note.effect, "its", None), said), []).append((note, said))
+            groups.setdefault((note.vm, getattr(note.effect, "its", None), said), []).append(note)
     for (vm, its, said), members in groups.items():
-        first = members[0][0]
+        first = members[0]
         yield case.finding(
             f"{said} ({times(len(members))}).",
-            vm=vm, its=its, time_ns=first.time_ns, end_ns=members[-1][0].time_ns, count=len(members),
-            seqs=first_some((note.seq for note, _ in members), 4),
+            vm=vm,
+            its=its,
+            time_ns=first.time_ns,
+            end_ns=members[-1].time_ns,
+            count=len(members),
+            seqs=first_some((note.seq for note in members), 4),
         )
 
 

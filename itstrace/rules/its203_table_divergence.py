@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -13,30 +13,34 @@ from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import times
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 @rule("ITS203", kind=Kind.HOST, severity=Severity.ERROR, needs=("COMMANDS", "INJECTIONS"))
 def table_divergence(case: Case) -> Iterator[Finding]:
     """KVM's tables are not what the commands make of them.
 
     ## What it finds
-    An MSI or INT that went through the tables (not the cache) and was resolved to another LPI than the commands say, was
-    resolved although the commands say that nothing maps it, or was refused as unmapped although they say that it is mapped.
-    `itstrace verify` finds the same by comparing with the kernel's own dump.
+    An MSI or INT that went through the tables (not the cache) and was resolved to another LPI than the
+    commands say, was resolved although the commands say that nothing maps it, or was refused as unmapped
+    although they say that it is mapped. `itstrace verify` finds the same by comparing with the kernel's own
+    dump.
 
     ## Why it matters
     The kernel and its guest no longer agree on the tables: the wrong driver gets the interrupt, or nobody.
 
     ## Where it comes from
-    A command that KVM did not carry out, carried out on another entry, or undid; a corrupted entry; a lookup that finds the
-    wrong one (vgic_its_resolve_lpi, find_ite).
+    A command that KVM did not carry out, carried out on another entry, or undid; a corrupted entry; a lookup
+    that finds the wrong one (vgic_its_resolve_lpi, find_ite).
 
     ## When it is wrong
-    While a command on the event is under way, both its old and its new state are right; such MSIs are left out. Lost commands
-    make the entries assumed, and silence the rule.
+    While a command on the event is under way, both its old and its new state are right; such MSIs are left
+    out. Lost commands make the entries assumed, and silence the rule.
 
     ## What to do
-    Compare `itstrace tables --at` the moment with vgic-its-state@... (6.15 or newer), and look at what the command before it
-    did in KVM (its_alloc_*, its_free_*).
+    Compare `itstrace tables --at` the moment with vgic-its-state@... (6.15 or newer), and look at what the
+    command before it did in KVM (its_alloc_*, its_free_*).
     """
     wrong = mismatches(case, cached=False)
     for (vm, its, device, event), rows in wrong.group_by(KEY, maintain_order=True):
@@ -45,37 +49,42 @@ def table_divergence(case: Case) -> Iterator[Finding]:
         yield case.finding(
             f"Event {event} of device 0x{device:x} was resolved to LPI {first['intid']} ({times(rows.height)}), but by the "
             f"commands {said}.",
-            vm=vm, its=its, device_id=device, event_id=event, intid=first["intid"], time_ns=first["time_ns"],
-            end_ns=rows["time_ns"].max(), count=rows.height,
-            seqs=first_some([first["gone_by"], first["set_by"], first["seq"], first["queue_seq"], first["end_seq"]]),
+            vm=vm,
+            its=its,
+            device_id=device,
+            event_id=event,
+            intid=first["intid"],
+            time_ns=first["time_ns"],
+            end_ns=rows["time_ns"].max(),
+            count=rows.height,
+            seqs=first_some(
+                [first["gone_by"], first["set_by"], first["seq"], first["queue_seq"], first["end_seq"]]
+            ),
         )
     for (vm, its, device, event), rows in _refused(case).group_by(KEY, maintain_order=True):
         first = rows.row(0, named=True)
         yield case.finding(
             f"Event {event} of device 0x{device:x} was refused as unmapped ({times(rows.height)}), but by the commands it maps "
             f"LPI {first['expected']}.",
-            vm=vm, its=its, device_id=device, event_id=event, intid=first["expected"], time_ns=first["time_ns"],
-            end_ns=rows["time_ns"].max(), count=rows.height, seqs=first_some([first["set_by"], first["seq"], first["end_seq"]]),
+            vm=vm,
+            its=its,
+            device_id=device,
+            event_id=event,
+            intid=first["expected"],
+            time_ns=first["time_ns"],
+            end_ns=rows["time_ns"].max(),
+            count=rows.height,
+            seqs=first_some([first["set_by"], first["seq"], first["end_seq"]]),
         )
 
 
 def _refused(case: Case) -> pl.DataFrame:
     """MSIs refused as unmapped although their event was mapped, to a collection with a target, all the while."""
-    rows = case.observations.injections.filter((pl.col("result") == int(Fault.INT_UNMAPPED_INTERRUPT)) & pl.col("its").is_not_null())
-    if rows.is_empty():
-        return case.compare(rows, case.history.mappings, KEY, "intid", seen="intid", end="end_seq")
-    # Seen as "resolved to nothing": an entry that was absent at any moment of the injection agrees with it.
-    found = []
-    for row in rows.iter_rows(named=True):
-        keys = {name: row[name] for name in KEY}
-        held = case.live_rows(case.history.mappings, keys, row["seq"])
-        still = case.live_rows(case.history.mappings, keys, row["end_seq"] or row["seq"])
-        if not held or held != still or held[0]["assumed"] or held[0]["icid"] is None or held[0]["intid"] is None:
-            continue
-        settled = case.ends_of(pl.Series([held[0]["set_by"]], dtype=pl.UInt64))[0]
-        aim = {"vm": row["vm"], "its": row["its"], "icid": held[0]["icid"]}
-        aims = case.live_rows(case.history.collections, aim, row["seq"])
-        if (settled is None or settled < row["seq"]) and aims and aims[0]["target_vcpu"] is not None and not aims[0]["assumed"]:
-            found.append({**row, "expected": held[0]["intid"], "set_by": held[0]["set_by"]})
-    schema = {**rows.schema, "expected": pl.UInt32, "set_by": pl.UInt64}
-    return case.without_lost(pl.DataFrame(found, schema=schema, orient="row"), "time_ns", "end_ns")
+    rows = case.observations.injections.filter(
+        (pl.col("result") == int(Fault.INT_UNMAPPED_INTERRUPT)) & pl.col("its").is_not_null()
+    )
+    rows = case.held(rows, case.history.mappings, KEY, expected="intid", icid="icid", set_by="set_by")
+    aims = ["vm", "its", "icid"]
+    rows = rows.filter(pl.col("expected").is_not_null() & pl.col("icid").is_not_null())
+    rows = case.held(rows, case.history.collections, aims, target="target_vcpu")
+    return case.without_lost(rows.filter(pl.col("target").is_not_null()), "time_ns", "end_ns")

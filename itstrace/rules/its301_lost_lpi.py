@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -12,9 +12,13 @@ from itstrace.rules.case import NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import duration, seconds, times
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 LPI = ["vm", "intid"]
 VCPU = ["vm", "vcpu"]
-#: Fewer list registers than any GIC has that KVM runs on; with that many in use an LPI may have to wait its turn.
+#: Fewer list registers than any GIC has that KVM runs on; with that many in use an LPI may have to wait its
+#: turn.
 _LIST_REGISTERS = 4
 
 
@@ -23,24 +27,26 @@ def lost_lpi(case: Case) -> Iterator[Finding]:
     """An enabled LPI is pending, its vCPU leaves and enters the guest, and does not take it along.
 
     ## What it finds
-    An LPI that was queued, pending and enabled, for a vCPU which then left the guest and entered it again without the LPI in a
-    list register. KVM fills every pending LPI of a vCPU at every entry, so it is on no list: lost until something else (another
-    MSI, INV, a move) sets it going, or for ever.
+    An LPI that was queued, pending and enabled, for a vCPU which then left the guest and entered it again
+    without the LPI in a list register. KVM fills every pending LPI of a vCPU at every entry, so it is on no
+    list: lost until something else (another MSI, INV, a move) sets it going, or for ever.
 
     ## Why it matters
-    The device has raised its interrupt and waits; the driver in the guest never hears of it. Disks time out, networks stall.
+    The device has raised its interrupt and waits; the driver in the guest never hears of it. Disks time out,
+    networks stall.
 
     ## Where it comes from
-    vgic_queue_irq_unlock that does not put the LPI on the ap_list; an ap_list emptied (vgic_flush_pending_lpis) while the latch
-    stays set; a fold that drops a list register's state.
+    vgic_queue_irq_unlock that does not put the LPI on the ap_list; an ap_list emptied
+    (vgic_flush_pending_lpis) while the latch stays set; a fold that drops a list register's state.
 
     ## When it is wrong
-    An LPI that is moved on its way is judged by other rules. With all list registers in use an LPI waits its turn; it is then
-    reported, as likely, only if it never came. An entry that was under way when the LPI was queued is not counted, nor is one near lost records.
+    An LPI that is moved on its way is judged by other rules. With all list registers in use an LPI waits its
+    turn; it is then reported, as likely, only if it never came. An entry that was under way when the LPI was
+    queued is not counted, nor is one near lost records.
 
     ## What to do
-    Follow the LPI with `itstrace lpi`: what came between its queueing and the vCPU's next entry? Does a later MSI find it
-    without an owner (vcpup=0) although its latch is set?
+    Follow the LPI with `itstrace lpi`: what came between its queueing and the vCPU's next entry? Does a later
+    MSI find it without an owner (vcpup=0) although its latch is set?
     """
     rows = _passed_over(case)
     for (vm, intid), mine in rows.group_by(LPI, maintain_order=True):
@@ -55,9 +61,18 @@ def lost_lpi(case: Case) -> Iterator[Finding]:
             f"LPI {intid} was pending and enabled for vCPU {first['vcpu']} at {seconds(first['time_ns'])}, but the vCPU entered "
             f"the guest at {seconds(first['entry_ns'])} without it. Passed over {times(mine.height)}{after_all}{gone}.",
             confidence=Confidence.LIKELY if crowded else Confidence.CERTAIN,
-            vm=vm, its=its, device_id=device, event_id=event, intid=intid, vcpus=(first["vcpu"],),
-            time_ns=first["time_ns"], end_ns=mine["entry_ns"].max(), count=mine.height,
-            seqs=first_some([first["seq"], first["exit_seq"], first["entry_seq"], first["next_queue"], first["next_fill"]]),
+            vm=vm,
+            its=its,
+            device_id=device,
+            event_id=event,
+            intid=intid,
+            vcpus=(first["vcpu"],),
+            time_ns=first["time_ns"],
+            end_ns=mine["entry_ns"].max(),
+            count=mine.height,
+            seqs=first_some(
+                [first["seq"], first["exit_seq"], first["entry_seq"], first["next_queue"], first["next_fill"]]
+            ),
         )
 
 
@@ -66,7 +81,9 @@ def _passed_over(case: Case) -> pl.DataFrame:
     obs = case.observations
     runs = obs.runs.select("vm", "vcpu", "enter_ns", "exit_seq", seq="enter_seq", entry_ns="enter_ns")
     exits = obs.runs.filter(pl.col("exit_seq").is_not_null()).select("vm", "vcpu", seq="exit_seq")
-    rows = obs.queueings.filter(pl.col("pending") & pl.col("enabled") & ~pl.col("active")).drop_nulls("target_vcpu")
+    rows = obs.queueings.filter(pl.col("pending") & pl.col("enabled") & ~pl.col("active")).drop_nulls(
+        "target_vcpu"
+    )
     rows = rows.with_columns(vcpu=pl.col("target_vcpu"))
     # Only vCPUs whose running is known; the rest cannot be judged.
     rows = rows.join(runs.select(VCPU).unique(), on=VCPU, how="semi")
@@ -88,19 +105,24 @@ def _passed_over(case: Case) -> pl.DataFrame:
 
 
 def _entered_without(rows: pl.DataFrame, runs: pl.DataFrame, exits: pl.DataFrame) -> pl.DataFrame:
-    """The exit of the target after the LPI was surely on its list, and the entry after that, at which it must be filled.
+    """The exit of the target after the LPI was surely on its list, and the entry after that, at which it must
+    be filled.
 
-    Queued anew, it is on the list when the call is over. Found on another vCPU's list, it comes over when that vCPU prunes
-    its list after its next exit, and surely before it enters again.
+    Queued anew, it is on the list when the call is over. Found on another vCPU's list, it comes over when
+    that vCPU prunes its list after its next exit, and surely before it enters again.
     """
     rows = rows.rename({"seq": "queued"}).with_columns(
-        seq=pl.col("settled_seq").fill_null(NEVER), vcpu=pl.coalesce("owner_vcpu", "target_vcpu"),
+        seq=pl.col("settled_seq").fill_null(NEVER),
+        vcpu=pl.coalesce("owner_vcpu", "target_vcpu"),
         _away=pl.col("owner_vcpu").is_not_null() & (pl.col("owner_vcpu") != pl.col("target_vcpu")),
     )
-    rows = after(rows, exits, VCPU, left="seq").with_columns(_settled=pl.col("seq"), seq=pl.col("left").fill_null(NEVER))
+    rows = after(rows, exits, VCPU, left="seq").with_columns(
+        _settled=pl.col("seq"), seq=pl.col("left").fill_null(NEVER)
+    )
     rows = after(rows, runs, VCPU, back="seq")
     rows = rows.with_columns(
-        vcpu=pl.col("target_vcpu"), seq=pl.when("_away").then(pl.col("back").fill_null(NEVER)).otherwise("_settled")
+        vcpu=pl.col("target_vcpu"),
+        seq=pl.when("_away").then(pl.col("back").fill_null(NEVER)).otherwise("_settled"),
     )
     rows = after(rows, exits, VCPU, exit_seq="seq").with_columns(seq=pl.col("exit_seq").fill_null(NEVER))
     rows = after(rows, runs, VCPU, entry_seq="seq", entry_ns="entry_ns")
@@ -110,13 +132,21 @@ def _entered_without(rows: pl.DataFrame, runs: pl.DataFrame, exits: pl.DataFrame
 def _excuses(case: Case, rows: pl.DataFrame) -> list[pl.Series]:
     """For each row, records after which the LPI had no business on that vCPU: moved, disabled, cleared, torn down."""
     history = case.history
-    moved = history.targets.filter(pl.col("from_seq").is_not_null()).select("vm", "intid", seq="from_seq")
+    # A move that was under way when the LPI was queued counts too: it takes effect at the latest at its
+    # command's end.
+    targets = history.targets.filter(pl.col("from_seq").is_not_null())
+    moved = targets.select("vm", "intid", seq=pl.coalesce(case.ends_of(targets["set_by"]), "from_seq"))
     seen = case.observations.retargets.select("vm", "intid", "seq")
-    disabled = history.configurations.filter(~pl.col("enabled") & pl.col("from_seq").is_not_null()).select("vm", "intid", seq="from_seq")
-    stopped = case.lives.latches.filter(~pl.col("latched") & (pl.col("by") != "fill")).select("vm", "intid", "seq")
-    found = []
-    for frame in (moved, seen, disabled, stopped):
-        found.append(after(rows.select("vm", "intid", "seq"), frame, LPI, stop="seq")["stop"].fill_null(NEVER))
+    disabled = history.configurations.filter(~pl.col("enabled") & pl.col("from_seq").is_not_null()).select(
+        "vm", "intid", seq="from_seq"
+    )
+    stopped = case.lives.latches.filter(~pl.col("latched") & (pl.col("by") != "fill")).select(
+        "vm", "intid", "seq"
+    )
+    found = [
+        after(rows.select("vm", "intid", "seq"), frame, LPI, stop="seq")["stop"].fill_null(NEVER)
+        for frame in (moved, seen, disabled, stopped)
+    ]
     ends = case.observations.vms.select("vm", stop=pl.col("to_seq").fill_null(NEVER))
     found.append(rows.sort("seq").join(ends, on="vm", how="left", maintain_order="left")["stop"])
     return found

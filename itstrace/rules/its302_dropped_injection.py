@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -12,6 +12,9 @@ from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import times
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _EBUSY = -16
 
 
@@ -20,23 +23,24 @@ def dropped_injection(case: Case) -> Iterator[Finding]:
     """An MSI came back with an error, and is gone.
 
     ## What it finds
-    An MSI that KVM refused: no event maps it, its collection is not mapped, the ITS is disabled, or the target vCPU's
-    EnableLPIs is 0. INT commands that are refused because the ITS or the redistributor is off are counted too; INT of unmapped
-    events is ITS102.
+    An MSI that KVM refused: no event maps it, its collection is not mapped, the ITS is disabled, or the
+    target vCPU's EnableLPIs is 0. INT commands that are refused because the ITS or the redistributor is off
+    are counted too; INT of unmapped events is ITS102.
 
     ## Why it matters
     The device has raised its interrupt; nothing is latched, and nothing will come.
 
     ## Where it comes from
-    A device that fires before its driver has mapped the event, or after it took it down; MSI data or address that the guest
-    wrote wrong; interrupts during the guest's reset, kexec or the bring-up of a CPU.
+    A device that fires before its driver has mapped the event, or after it took it down; MSI data or address
+    that the guest wrote wrong; interrupts during the guest's reset, kexec or the bring-up of a CPU.
 
     ## When it is wrong
-    A single refusal while a driver unloads is expected: the device is still running. A refusal at reset or boot is, too.
+    A single refusal while a driver unloads is expected: the device is still running. A refusal at reset or
+    boot is, too.
 
     ## What to do
-    Compare device and event with `itstrace tables --at` that moment: was the event not mapped yet, or no longer? For EBUSY, look
-    for who wrote EnableLPIs or GITS_CTLR.
+    Compare device and event with `itstrace tables --at` that moment: was the event not mapped yet, or no
+    longer? For EBUSY, look for who wrote EnableLPIs or GITS_CTLR.
     """
     rows = case.observations.injections.filter(pl.col("result").is_not_null() & (pl.col("result") != 0))
     rows = rows.filter(pl.col("from_command").is_null() | (pl.col("result") < 0))
@@ -47,9 +51,17 @@ def dropped_injection(case: Case) -> Iterator[Finding]:
         what = f"event {event} of device 0x{device:x}" if device is not None else "an unknown device"
         yield case.finding(
             f"An MSI of {what} was dropped ({times(mine.height)}): {_reason(result)}.",
-            vm=vm, its=its, device_id=device, event_id=event, intid=first["intid"], time_ns=first["time_ns"],
-            end_ns=mine["time_ns"].max(), count=mine.height,
-            seqs=first_some([first["from_command"], first["seq"], first["end_seq"], *mine["seq"].slice(1, 3).to_list()]),
+            vm=vm,
+            its=its,
+            device_id=device,
+            event_id=event,
+            intid=first["intid"],
+            time_ns=first["time_ns"],
+            end_ns=mine["time_ns"].max(),
+            count=mine.height,
+            seqs=first_some(
+                [first["from_command"], first["seq"], first["end_seq"], *mine["seq"].slice(1, 3).to_list()]
+            ),
         )
 
 
@@ -57,7 +69,9 @@ def _reason(result: int) -> str:
     if result == _EBUSY:
         return "the ITS is disabled, or the target vCPU's EnableLPIs is 0 (EBUSY)"
     if result == int(Fault.INT_UNMAPPED_INTERRUPT):
-        return "the event, or the collection that it goes by, is not mapped (INT_UNMAPPED_INTERRUPT, 0x010307)"
+        return (
+            "the event, or the collection that it goes by, is not mapped (INT_UNMAPPED_INTERRUPT, 0x010307)"
+        )
     if result > 0:
         name = Fault(result).name if result in set(Fault) else "unknown command error"
         return f"{name}, 0x{result:06x}"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
-from itstrace.rules.case import Case
 from itstrace.rules.registry import rule
 from itstrace.units import duration, times
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from itstrace.rules.case import Case
 
 
 @rule("ITS901", kind=Kind.EVIDENCE, severity=Severity.WARNING)
@@ -18,19 +22,19 @@ def lost_records(case: Case) -> Iterator[Finding]:
     Stretches of a CPU's buffer in which the kernel dropped or overwrote records.
 
     ## Why it matters
-    What happened there cannot be told. Rules that need an unbroken run of records are silent where it lies within such a
-    stretch; tables whose commands were lost are marked as assumed from then on.
+    What happened there cannot be told. Rules that need an unbroken run of records are silent where it lies
+    within such a stretch; tables whose commands were lost are marked as assumed from then on.
 
     ## Where it comes from
-    Buffers too small for the rate of events, a reader that was not scheduled, or a ring buffer in overwrite mode that was meant
-    to keep only the last seconds.
+    Buffers too small for the rate of events, a reader that was not scheduled, or a ring buffer in overwrite
+    mode that was meant to keep only the last seconds.
 
     ## When it is wrong
     Never: the kernel itself counts what it drops.
 
     ## What to do
-    Record with larger buffers (trace-cmd record -b 65536), fewer events (leave out kvm_arm_*, timers and guest faults), or on a
-    quieter host.
+    Record with larger buffers (trace-cmd record -b 65536), fewer events (leave out kvm_arm_*, timers and
+    guest faults), or on a quieter host.
     """
     gaps = case.gaps
     if gaps.is_empty():
@@ -40,9 +44,13 @@ def lost_records(case: Case) -> Iterator[Finding]:
     count = f"{known:,} records" if known else "an unknown number of records"
     more = f" (and {uncounted} stretches that the kernel did not count)" if known and uncounted else ""
     starts = gaps["from_ns"].drop_nulls()
-    span = sum((b - a) for a, b in gaps.select("from_ns", "to_ns").iter_rows() if a is not None and b is not None)
+    span = sum(
+        (b - a) for a, b in gaps.select("from_ns", "to_ns").iter_rows() if a is not None and b is not None
+    )
     yield case.finding(
         f"{count}{more} were lost, {times(gaps.height)}, on CPU {', '.join(str(cpu) for cpu in gaps['cpu'].unique().sort())}; "
         f"{duration(span)} in all.",
-        time_ns=starts.min() if starts.len() else None, end_ns=gaps["to_ns"].max(), count=gaps.height,
+        time_ns=starts.min() if starts.len() else None,
+        end_ns=gaps["to_ns"].max(),
+        count=gaps.height,
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.observe import OBSERVATIONS, PROBES
-from itstrace.rules.case import Case
 from itstrace.rules.registry import rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from itstrace.rules.case import Case
 
 
 @rule("ITS903", kind=Kind.EVIDENCE, severity=Severity.NOTE)
@@ -15,13 +19,15 @@ def missing_observation(case: Case) -> Iterator[Finding]:
     """Events that rules need were not recorded.
 
     ## What it finds
-    Rules that could not run, because the capture has none of the events that one of their observations is made of.
+    Rules that could not run, because the capture has none of the events that one of their observations is
+    made of.
 
     ## Why it matters
     That such a rule found nothing says nothing.
 
     ## Where it comes from
-    Stock kernels have no tracepoint for ITS commands, LPIs or list registers: they must be recorded with dynamic events.
+    Stock kernels have no tracepoint for ITS commands, LPIs or list registers: they must be recorded with
+    dynamic events.
 
     ## When it is wrong
     Where the events have other names than ours; then they are not recognised.

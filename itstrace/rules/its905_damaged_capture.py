@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
-from itstrace.rules.case import Case
 from itstrace.rules.registry import rule
 from itstrace.units import times
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from itstrace.rules.case import Case
 
 
 @rule("ITS905", kind=Kind.EVIDENCE, severity=Severity.WARNING)
@@ -36,5 +40,6 @@ def damaged_capture(case: Case) -> Iterator[Finding]:
     where = f"{whose}byte {first.offset_bytes}" if first.offset_bytes is not None else f"{whose}somewhere"
     more = f" And {len(case.damage) - 1} more places." if len(case.damage) > 1 else ""
     yield case.finding(
-        f"The file is damaged ({times(len(case.damage))}), first at {where}: {first.problem}.{more}", count=len(case.damage)
+        f"The file is damaged ({times(len(case.damage))}), first at {where}: {first.problem}.{more}",
+        count=len(case.damage),
     )

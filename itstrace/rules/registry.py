@@ -1,7 +1,7 @@
 """What a rule is, and the table of them.
 
-One rule is one file, one code, one function; the function's docstring is the rule's page. A rule declares which observations
-it needs, and is reported as skipped, with what to record, where the capture lacks one.
+One rule is one file, one code, one function; the function's docstring is the rule's page. A rule declares
+which observations it needs, and is reported as skipped, with what to record, where the capture lacks one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Rule:
 
     def section(self, heading: str) -> str:
         """The text under one of `HEADINGS`, as one paragraph; empty where the page has none."""
-        found = re.search(rf"^## {re.escape(heading)}\n+(.*?)(?=^## |\Z)", self.page, re.MULTILINE | re.DOTALL)
+        found = re.search(
+            rf"^## {re.escape(heading)}\n+(.*?)(?=^## |\Z)", self.page, re.MULTILINE | re.DOTALL
+        )
         return " ".join(found.group(1).split()) if found else ""
 
 
@@ -54,7 +56,9 @@ class Rule:
 RULES: dict[str, Rule] = {}
 
 
-def rule(code: str, *, kind: Kind, severity: Severity, needs: tuple[str, ...] = ()) -> Callable[[Check], Check]:
+def rule(
+    code: str, *, kind: Kind, severity: Severity, needs: tuple[str, ...] = ()
+) -> Callable[[Check], Check]:
     """Register a check; its name in dashes is the rule's name."""
 
     def register(check: Check) -> Check:
