@@ -22,7 +22,7 @@ from itstrace.readers.dumps import dumped_rows
 from itstrace.tables import COLLECTION_ROWS, DEVICE_ROWS, EVENT_ROWS, LPI_ROWS, Tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from itstrace.analysis import Analysis
     from itstrace.readers.images import MemoryImage, SavedImages
@@ -92,6 +92,29 @@ def tables_in_memory(memory: MemoryImage, registers: TableRegisters) -> SavedTab
     Kernel: vgic-its.c:vgic_its_restore_tables_v0 (v6.12)
     """
     return _Decoder(memory, registers).decode()
+
+
+def guest_properties(
+    memory: MemoryImage, propbaser: int | None, intids: Iterable[int]
+) -> dict[int, tuple[bool, int]] | None:
+    """What the guest's own configuration table says of LPIs: (enabled, priority) by INTID; None without a table.
+
+    KVM acts on what it read last, not on this. Kernel: vgic-its.c:update_lpi_config (v6.12)
+    """
+    if propbaser is None:
+        return None
+    table = reg.decode_gicr_propbaser(propbaser)
+    limit = lpi_layout.lpi_count_limit(table.id_bits)
+    data = memory.read(table.config_table_gpa, max(limit - lpi_layout.FIRST_LPI, 0))
+    if data is None:
+        return None
+    found: dict[int, tuple[bool, int]] = {}
+    for intid in intids:
+        if lpi_layout.FIRST_LPI <= intid < limit:
+            at = intid - lpi_layout.FIRST_LPI
+            one = lpi_layout.decode_properties(data[at] if at < len(data) else 0)
+            found[intid] = one.enabled, one.priority
+    return found
 
 
 def table_registers(analysis: Analysis, vm: int, its: int, at_ns: int | None = None) -> TableRegisters:
@@ -261,31 +284,24 @@ class _Decoder:
         Bits of other LPIs in the pending tables say nothing: a save writes those of LPIs that there are.
         Kernel: vgic-v3.c:vgic_v3_save_pending_tables (v6.12)
         """
-        properties, pending = self._properties(), self._pending()
-        rows = []
-        for intid in sorted(mapped):
-            told: lpi_layout.LpiProperties | None = None
-            if properties is not None:
-                at = intid - lpi_layout.FIRST_LPI
-                told = lpi_layout.decode_properties(properties[at] if at < len(properties) else 0)
-            enabled, priority = (told.enabled, told.priority) if told is not None else (None, None)
-            rows.append(
-                (None, intid, enabled, priority, None, None if pending is None else intid in pending, True)
-            )
-        return pl.DataFrame(rows, LPI_ROWS, orient="row")
-
-    def _properties(self) -> bytes | None:
-        if self.registers.propbaser is None:
-            self.problems.append("GICR_PROPBASER is not known, so neither are the LPIs' property bytes")
-            return None
-        propbaser = reg.decode_gicr_propbaser(self.registers.propbaser)
-        size_bytes = lpi_layout.lpi_count_limit(propbaser.id_bits) - lpi_layout.FIRST_LPI
-        data = self.memory.read(propbaser.config_table_gpa, max(size_bytes, 0))
-        if data is None:
+        pending = self._pending()
+        told = guest_properties(self.memory, self.registers.propbaser, mapped)
+        if told is None:
             self.problems.append(
-                f"no image of the LPI configuration table at {propbaser.config_table_gpa:#x}"
+                "the LPI configuration table cannot be found, so property bytes are not known"
             )
-        return data
+        rows = [
+            (
+                None,
+                intid,
+                *((told or {}).get(intid) or (None, None)),
+                None,
+                None if pending is None else intid in pending,
+                True,
+            )
+            for intid in sorted(mapped)
+        ]
+        return pl.DataFrame(rows, LPI_ROWS, orient="row")
 
     def _pending(self) -> set[int] | None:
         """LPIs whose bit is set in any vCPU's pending table; None where not all of those are there.
