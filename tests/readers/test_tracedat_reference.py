@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from itstrace.readers.tracedat import TraceDat
-from tests.helpers.trace_cmd import differences, needs_trace_cmd, report
+from helpers.trace_cmd import differences, needs_trace_cmd, report
 
 _SAMPLES = Path(__file__).parents[2] / "sample-traces"
 _CORPUS = os.environ.get("ITSTRACE_CORPUS")

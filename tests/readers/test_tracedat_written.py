@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from itstrace.readers.tracedat import TraceDat
-from tests.helpers.trace_cmd import differences, needs_trace_cmd, report
-from tests.helpers.tracedat_writer import Buffer, Event, Field, Machine, Page, TraceFile, pages
+from helpers.trace_cmd import differences, needs_trace_cmd, report
+from helpers.tracedat_writer import Buffer, Event, Field, Machine, Page, TraceFile, pages
 
 if TYPE_CHECKING:
     from pathlib import Path

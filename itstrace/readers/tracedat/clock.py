@@ -123,7 +123,7 @@ def _synchronise(stamps: Stamps, cpu: Corrections, *, interpolate: bool) -> Stam
         # C divides towards zero
         total = rise + span // 2
         correction = correction + np.where(total < 0, -(-total // span), total // span)
-    scaled = (stamps * cpu.scalings[low]) >> cpu.fractions[low]
+    scaled: Stamps = (stamps * cpu.scalings[low]) >> cpu.fractions[low]
     return scaled + correction.view(np.uint64)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from itstrace.readers.base import EventField, EventFormat
+from itstrace.readers.base import EventField, EventFormat, column_name
 
 _FIELD = re.compile(
     r"^\s*field:(?P<declaration>[^;]+);\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);(?:\s*signed:(?P<signed>\d+);)?",
@@ -36,8 +36,8 @@ _TYPE_BYTES = {
 }  # fmt: skip
 
 
-#: Where the common fields must end; what is beyond is not theirs.
-MAX_COMMON_BYTES = 16
+#: Where the common fields must end, and all others: a record fits in a page, and offsets of arrays have 16 bits.
+MAX_COMMON_BYTES, MAX_RECORD_BYTES = 16, 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,8 @@ def parse_format(system: str, text: str, long_bytes: int) -> tuple[EventFormat, 
     for match in _FIELD.finditer(head):
         c_type, field_name = _split_declaration(match["declaration"])
         offset, size = int(match["offset"]), int(match["size"])
+        if offset + size > MAX_RECORD_BYTES:
+            raise ValueError(f"field {field_name!r} of {system}:{name[1]} lies outside of any record")
         if field_name.startswith("common_"):
             common[field_name] = (offset, size)
             continue
@@ -108,6 +110,9 @@ def parse_format(system: str, text: str, long_bytes: int) -> tuple[EventFormat, 
         fields.append(
             EventField(field_name, c_type, offset, size, signed, _dtype(c_type, size, signed, long_bytes))
         )
+    columns = [column_name(each.name) for each in fields]
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"{system}:{name[1]} has two fields of one name")
     layout = None
     if "common_type" in common and "common_pid" in common:
         (type_offset, type_bytes), (pid_offset, pid_bytes) = common["common_type"], common["common_pid"]

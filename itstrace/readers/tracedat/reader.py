@@ -24,7 +24,6 @@ from itstrace.schemas import COUNTS, GAPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from types import TracebackType
 
 
 class TraceDat:
@@ -62,9 +61,7 @@ class TraceDat:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *reason: object) -> None:
         self.close()
 
     # -- what the capture says of itself -----------------------------------------------------------------------
@@ -90,6 +87,26 @@ class TraceDat:
             BufferError
         ):  # blocks still being read have views of it: the map goes with the last of them
             self._file.close()
+
+    def read(self, name: str, limit: int | None = None) -> pl.DataFrame:
+        """All records of one event (`system:name`, or a bare name that only one system has), or the first `limit`.
+
+        Shape: seq, time_ns, cpu, pid, comm, then the event's own fields, in order of time.
+        Raises: UsageError where the capture describes no such event, or several of that name.
+        """
+        full_name = find_event(self._formats, name)
+        frames: list[pl.DataFrame] = []
+        rows = 0
+        for block in self.blocks({full_name: None}):
+            frames.append(block[full_name])
+            rows += frames[-1].height
+            if limit is not None and rows >= limit:
+                break
+        whole = pl.concat(frames) if frames else self._choose(full_name, None).empty
+        whole = whole if limit is None else whole.head(limit)
+        comms = {pid: comm for pid, comm in self._comms.items() if pid >= 0}
+        comm = pl.col("pid").replace_strict(comms, default=None, return_dtype=pl.String)
+        return whole.insert_column(whole.columns.index("pid") + 1, whole.select(comm.alias("comm"))["comm"])
 
     def counts(self) -> pl.DataFrame:
         """Records per event and CPU; reads the file where that has not been done. Shape: rows of COUNTS."""

@@ -55,8 +55,8 @@ def decode(words: Words, starts: Indices, ends: Indices, stamps: Stamps, *, big_
     type_shift, type_mask = (27, 31) if big_endian else (0, 31)
     delta_shift, delta_mask = (0, (1 << 27) - 1) if big_endian else (5, (1 << 27) - 1)
     # Numbers of 16 bits are sorted by radix; a batch of more pages than that is a file of very many CPUs.
-    number = np.uint16 if len(starts) <= 1 << 16 else np.uint32
-    pages: Pages = np.flatnonzero(starts < ends).astype(number)
+    filled = np.flatnonzero(starts < ends)
+    pages: Pages = filled.astype(np.uint16) if len(starts) <= 1 << 16 else filled.astype(np.uint32)
     at, end, clock = starts[pages], ends[pages], stamps[pages]
     out_page: list[Pages] = []
     out_word: list[Indices] = []
