@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from itstrace.errors import NothingToAnalyzeError
 from itstrace.lives import Lives, live
 from itstrace.observe import Observations, observe
 from itstrace.readers import open_capture
 from itstrace.replay import History, replay
 from itstrace.rules import check
+from itstrace.tables import LPI_ROWS, Tables
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +39,21 @@ class Analysis:
     findings: list[Finding]
     skipped: list[SkippedRule]
 
+    def at(self, time_ns: int | None = None, vm: int | None = None) -> Tables:
+        """Tables and LPIs as of a time (None: the end, or just before a VM's teardown), of one VM or of all.
+
+        `pending` of an LPI is its software latch, where a record tells of it; else it is null.
+        """
+        tables = self.history.at(time_ns, vm)
+        assert tables.lpis is not None
+        latched = self.lives.latched_at(time_ns, self.history.vm_ends)
+        tables.lpis = (
+            tables.lpis.drop("pending")
+            .join(latched, on=["vm", "intid"], how="left", maintain_order="left")
+            .select(LPI_ROWS.names())
+        )
+        return tables
+
 
 def analyze(path: Path | str, *, profile: str | None = None, seed: Seed | None = None) -> Analysis:
     """Analyze a capture: replay its ITS commands, rebuild tables and lives, and name what went wrong.
@@ -50,6 +67,13 @@ def analyze(path: Path | str, *, profile: str | None = None, seed: Seed | None =
         observations = observe(capture)
         info, counts, gaps, damage = capture.info, capture.counts(), capture.gaps(), capture.damage()
         start_ns, end_ns = capture.span()
+    if not _anything(observations, info):
+        raise NothingToAnalyzeError(
+            path,
+            "nothing of an ITS, an LPI or a KVM/arm64 guest was recorded",
+            advice="`itstrace info` lists what is in it; record the kvm events and the dynamic events of "
+            "docs/observations.md on the arm64 host",
+        )
     history = replay(observations, kernel=info.kernel, profile=profile, seed=seed)
     lives = live(observations, history)
     findings, skipped = check(
@@ -58,3 +82,9 @@ def analyze(path: Path | str, *, profile: str | None = None, seed: Seed | None =
     return Analysis(
         info, start_ns, end_ns, counts, gaps, damage, observations, history, lives, findings, skipped
     )
+
+
+def _anything(observations: Observations, info: CaptureInfo) -> bool:
+    """Whether a capture holds a probe of ours, or at least the runs of an arm64 guest."""
+    seen = set(observations.records) - {"marker"}
+    return bool(seen - {"enter", "exit"}) or (bool(seen) and info.arch in (None, "aarch64"))

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Protocol, Self
 
 import polars as pl
+
+from itstrace.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,6 +120,14 @@ class Capture(Protocol):
         """Stream the capture in blocks of bounded size, in order of time; every record falls in exactly one block."""
         ...
 
+    def read(self, name: str, limit: int | None = None) -> pl.DataFrame:
+        """All records of one event (`system:name`, or a bare name that only one system has), or the first `limit`.
+
+        Shape: seq, time_ns, cpu, pid, comm, then the event's own fields, in order of time.
+        Raises: UsageError where the capture describes no such event, or several of that name.
+        """
+        ...
+
     def counts(self) -> pl.DataFrame:
         """Records per event and CPU. Shape: rows of COUNTS."""
         ...
@@ -144,3 +155,25 @@ class Capture(Protocol):
     def __exit__(self, *exception: object) -> None:
         """Let go of the file."""
         ...
+
+
+_SUGGESTED = 5
+
+
+def find_event(formats: Mapping[str, EventFormat], name: str) -> str:
+    """The full name of an event, given `system:name` or a bare name.
+
+    Raises: UsageError where there is none, or several.
+    """
+    if name in formats:
+        return name
+    found = sorted(full for full in formats if full.rpartition(":")[2] == name)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"{name} is the name of several events", advice=" or ".join(found))
+    near = get_close_matches(name, [*formats, *(full.rpartition(":")[2] for full in formats)], _SUGGESTED)
+    raise UsageError(
+        f"the capture describes no event {name}",
+        advice=f"one like it: {', '.join(near)}" if near else "list them with `itstrace events CAPTURE`",
+    )

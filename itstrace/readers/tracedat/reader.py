@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 import polars as pl
 
 from itstrace.errors import CaptureError, UsageError
-from itstrace.readers.base import Block, CaptureInfo, Damage, EventFormat, Wanted, column_name
+from itstrace.readers.base import Block, CaptureInfo, Damage, EventFormat, Wanted, column_name, find_event
 from itstrace.readers.tracedat.blocks import BlockDecoder, Choice
 from itstrace.readers.tracedat.bytesource import Decompressor
 from itstrace.readers.tracedat.clock import Clock
