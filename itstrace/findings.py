@@ -100,6 +100,6 @@ class SkippedRule:
 def filter_findings(
     findings: Iterable[Finding], *, select: Sequence[str] = (), ignore: Sequence[str] = ()
 ) -> list[Finding]:
-    """The findings whose code begins with one of `select` (empty: any) and with none of `ignore`, in the same order."""
+    """The findings whose code begins with one of `select` (empty: any) and with none of `ignore`."""
     chosen = (finding for finding in findings if not select or finding.code.startswith(tuple(select)))
     return [finding for finding in chosen if not ignore or not finding.code.startswith(tuple(ignore))]

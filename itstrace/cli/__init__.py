@@ -33,20 +33,23 @@ def _version(wanted: bool) -> None:
 @app.callback(
     epilog="""Begin with 'itstrace analyze trace.dat'; '... COMMAND --help' says more about each.
 
-    Exit codes: 0 done, 1 a finding at or above --fail-on, 2 wrong usage, 3 the capture cannot be read or holds nothing
-    of an ITS, 4 verify found a difference, 130 interrupted."""
+    Exit codes: 0 done, 1 a finding at or above --fail-on, 2 wrong usage, 3 the capture cannot be read or
+    holds nothing of an ITS, 4 verify found a difference, 130 interrupted."""
 )
 def _top(
     *,
     _show_version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
-    no_color: Annotated[bool, typer.Option("--no-color", help="No colours (the variable NO_COLOR does the same).")] = False,
+    no_color: Annotated[
+        bool, typer.Option("--no-color", help="No colours (the variable NO_COLOR does the same).")
+    ] = False,
 ) -> None:
     """What happened to my interrupt?
 
-    Reads a capture of a KVM/arm64 host, replays the commands that the guests gave their GICv3 ITS, rebuilds the tables
-    and the life of every LPI, and names what went wrong: lost, doubled, late or misrouted interrupts, with the evidence.
+    Reads a capture of a KVM/arm64 host, replays the commands that the guests gave their GICv3 ITS, rebuilds
+    the tables and the life of every LPI, and names what went wrong: lost, doubled, late or misrouted
+    interrupts, with the evidence.
     """
     SETTINGS.color = not no_color
 

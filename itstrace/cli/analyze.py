@@ -1,7 +1,5 @@
 """`itstrace analyze`: what is wrong in a capture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -36,35 +34,53 @@ def register(app: typer.Typer) -> None:
     )(_analyze)
 
 
-def _analyze(
+def _analyze(  # noqa: PLR0917  one option each; the order is the help's
     captures: Annotated[
-        list[Path], typer.Argument(metavar="CAPTURE", help="A capture: a trace.dat of trace-cmd.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="CAPTURE", help="A capture: a trace.dat of trace-cmd.", show_default=False),
     ],
     json: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write the whole analysis as JSON; - is standard output, instead of the report."),
+        typer.Option(
+            metavar="FILE",
+            help="Write the whole analysis as JSON; - is standard output, instead of the report.",
+        ),
     ] = None,
     fail_on: Annotated[
         Severity | None,
-        typer.Option(metavar="LEVEL", help="Exit with 1 if there is a finding this bad or worse: error, warning or note."),
+        typer.Option(
+            metavar="LEVEL",
+            help="Exit with 1 if there is a finding this bad or worse: error, warning or note.",
+        ),
     ] = None,
     select: Annotated[
-        list[str] | None, typer.Option(metavar="CODES", help="Only findings of these codes, or beginnings of codes: ITS3,ITS401.")
+        list[str] | None,
+        typer.Option(
+            metavar="CODES", help="Only findings of these codes, or beginnings of codes: ITS3,ITS401."
+        ),
     ] = None,
-    ignore: Annotated[list[str] | None, typer.Option(metavar="CODES", help="No findings of these codes.")] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="CODES", help="No findings of these codes.")
+    ] = None,
     seed: Seeds = None,
     kernel: Profile = None,
 ) -> None:
     """Replay a capture and say what is wrong in it.
 
-    The report begins with the verdict; then come the capture itself, every finding with its evidence and what to do next, the
-    tables as they were at the end, how long interrupts took, and what the capture cannot tell.
+    The report begins with the verdict; then come the capture itself, every finding with its evidence and
+    what to do next, the tables as they were at the end, how long interrupts took, and what the capture
+    cannot tell.
     """
     if len(captures) > 1:
         raise UsageError("one capture at a time for now", advice=f"itstrace analyze {captures[0]}")
     capture = captures[0]
     chosen, ignored = _codes("--select", select), _codes("--ignore", ignore)
-    if json not in (None, _STDOUT) and capture.exists() and Path(json).exists() and Path(json).samefile(capture):
+    if (
+        json not in (None, _STDOUT)
+        and capture.exists()
+        and Path(json).exists()
+        and Path(json).samefile(capture)
+    ):
         raise UsageError(f"--json {json} would overwrite the capture", advice="name another file")
     analysis = analyzed(capture, profile=kernel, seeds=seed or ())
     analysis.findings = filter_findings(analysis.findings, select=chosen, ignore=ignored)
@@ -85,7 +101,9 @@ def _codes(option: str, given: Sequence[str] | None) -> tuple[str, ...]:
     codes = [code.strip().upper() for text in given or () for code in text.split(",") if code.strip()]
     for code in codes:
         if not any(known.startswith(code) for known in RULES):
-            raise UsageError(f"{option} {code}: no rule has a code that begins so", advice="itstrace rules, for all codes")
+            raise UsageError(
+                f"{option} {code}: no rule has a code that begins so", advice="itstrace rules, for all codes"
+            )
     if given and not codes:
         raise UsageError(f"{option} names no code", advice=f"{option} ITS3,ITS401")
     return tuple(codes)
@@ -100,4 +118,6 @@ def _save(path: Path, analysis: Analysis) -> None:
     try:
         path.write_text(json_text(analysis_document(analysis)), encoding="ascii")
     except OSError as error:
-        raise UsageError(f"--json {path}: cannot be written: {(error.strerror or str(error)).lower()}") from error
+        raise UsageError(
+            f"--json {path}: cannot be written: {(error.strerror or str(error)).lower()}"
+        ) from error

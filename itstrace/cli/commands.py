@@ -1,7 +1,5 @@
 """`itstrace commands`: every ITS command, and what the model makes of it."""
 
-from __future__ import annotations
-
 import typer
 
 from itstrace.cli.options import AsJson, CapturePath, Limit, Profile, Seeds, rows_shown
@@ -17,12 +15,17 @@ def register(app: typer.Typer) -> None:
 
 
 def _commands(
-    capture: CapturePath, *, limit: Limit = None, json: AsJson = False, seed: Seeds = None, kernel: Profile = None
+    capture: CapturePath,
+    *,
+    limit: Limit = None,
+    json: AsJson = False,
+    seed: Seeds = None,
+    kernel: Profile = None,
 ) -> None:
     """List every ITS command in the order in which its ITS took it, with the model's verdict on it.
 
-    The verdict is ok; fault, with the error that the architecture names; ignored; unreadable; or assumed, where a command rests
-    on something from before the capture.
+    The verdict is ok; fault, with the error that the architecture names; ignored; unreadable; or assumed,
+    where a command rests on something from before the capture.
     """
     analysis = analyzed(capture, profile=kernel, seeds=seed or ())
     with open_capture(capture) as opened:

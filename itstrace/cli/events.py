@@ -1,11 +1,9 @@
 """`itstrace events`: any event of a capture as a table."""
 
-from __future__ import annotations
-
 import json as json_module
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -15,11 +13,9 @@ from itstrace.cli.options import AsJson, CapturePath, Limit, rows_shown
 from itstrace.cli.output import Output, working
 from itstrace.errors import UsageError
 from itstrace.readers import open_capture
+from itstrace.readers.base import Capture
 from itstrace.report.contents import contents, event_documents, event_table
 from itstrace.report.events import Printer, piped, records
-
-if TYPE_CHECKING:
-    from itstrace.readers.base import Capture
 
 _SCHEMA = "itstrace.events/1"
 _SUGGESTED = 5
@@ -43,14 +39,17 @@ def register(app: typer.Typer) -> None:
 
 def _events(
     capture: CapturePath,
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="An event: system:name, or just its name.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="An event: system:name, or just its name.")
+    ] = None,
     *,
     limit: Limit = None,
     json: AsJson = False,
 ) -> None:
     """Print the records of one event; without NAME, list the events that the capture holds.
 
-    Numbers that the kernel has names for are printed by name, pointers and addresses in hex. JSON has the numbers themselves.
+    Numbers that the kernel has names for are printed by name, pointers and addresses in hex. JSON has the
+    numbers themselves.
     """
     out = Output()
     with open_capture(capture) as opened:
@@ -59,7 +58,9 @@ def _events(
                 held = contents(opened)
             if json:
                 documents = event_documents(held)
-                out.json({"schema": _SCHEMA, "version": __version__, "capture": str(capture), "events": documents})
+                out.json(
+                    {"schema": _SCHEMA, "version": __version__, "capture": str(capture), "events": documents}
+                )
             else:
                 out.lines(event_table(out.sheet, held, with_fields=True))
         else:
@@ -78,7 +79,8 @@ def _find(formats: Mapping[str, object], name: str) -> str:
         raise UsageError(f"{name} is the name of several events", advice=" or ".join(sorted(found)))
     near = get_close_matches(name, [*formats, *(full.rpartition(":")[2] for full in formats)], _SUGGESTED)
     raise UsageError(
-        f"the capture describes no event {name}", advice=" or ".join(near) or "itstrace events CAPTURE, for all of them"
+        f"the capture describes no event {name}",
+        advice=" or ".join(near) or "itstrace events CAPTURE, for a list",
     )
 
 
@@ -102,7 +104,7 @@ def _records(out: Output, opened: Capture, event: str, limit: int | None, *, jso
 
 
 def _blocks(opened: Capture, event: str, show: int | None) -> Iterator[Rows]:
-    """The records of an event, block by block; one more than are to be shown, to know whether there is one."""
+    """The records of an event, block by block; one more than are to be shown, if there is one."""
     left = None if show is None else show + 1
     for block in opened.blocks({event: None}):
         frame = block.get(event)

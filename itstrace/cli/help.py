@@ -29,7 +29,9 @@ class Command(TyperCommand):
         options = [record for kind, record in records if kind == "option" and record is not None]
         if arguments:
             with formatter.section("Arguments"):
-                formatter.write_dl([(name.split(" ")[0], text.replace("  [required]", "")) for name, text in arguments])
+                formatter.write_dl(
+                    [(name.split(" ")[0], text.replace("  [required]", "")) for name, text in arguments]
+                )
         with formatter.section("Options"):
             formatter.write_dl([*options[:-1], _NO_COLOR, *options[-1:]])
 
@@ -50,7 +52,11 @@ class Group(TyperGroup):
         grouped = {name for _, names in GROUPS for name in names}
         others = tuple(name for name in self.list_commands(ctx) if name not in grouped)
         for title, names in (*GROUPS, ("More", others)):
-            rows = [(name, self.commands[name].get_short_help_str(limit)) for name in names if name in self.commands]
+            rows = [
+                (name, self.commands[name].get_short_help_str(limit))
+                for name in names
+                if name in self.commands
+            ]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)

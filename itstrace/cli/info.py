@@ -1,7 +1,5 @@
 """`itstrace info`: what a file is and what it holds."""
 
-from __future__ import annotations
-
 import typer
 
 from itstrace.cli.options import AsJson, CapturePath
@@ -19,8 +17,9 @@ def register(app: typer.Typer) -> None:
 def _info(capture: CapturePath, *, json: AsJson = False) -> None:
     """Say what a capture is, what it holds and what is missing, without analyzing it.
 
-    Shows the file's format and clock, the records of every event by CPU, where records were lost or the file is damaged, which
-    events feed which observation, and which rules could run on them, with what to record for the others.
+    Shows the file's format and clock, the records of every event by CPU, where records were lost or the
+    file is damaged, which events feed which observation, and which rules could run on them, with what to
+    record for the others.
     """
     with working(f"reading {capture.name}"), open_capture(capture) as opened:
         held = contents(opened)

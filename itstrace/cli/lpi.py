@@ -1,7 +1,5 @@
 """`itstrace lpi`: the life of one LPI."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Annotated
 
@@ -26,7 +24,9 @@ def register(app: typer.Typer) -> None:
 
 def _lpi(
     capture: CapturePath,
-    intid: Annotated[str, typer.Argument(metavar="INTID", help="The LPI: 8193, or 0x2001.", show_default=False)],
+    intid: Annotated[
+        str, typer.Argument(metavar="INTID", help="The LPI: 8193, or 0x2001.", show_default=False)
+    ],
     *,
     vm: Vm = None,
     limit: Limit = None,
@@ -34,15 +34,17 @@ def _lpi(
     seed: Seeds = None,
     kernel: Profile = None,
 ) -> None:
-    """Tell the life of one LPI in order: what mapped and configured it, every MSI, where it was queued, the list registers that
-    it went into and what came back, every move, and what is wrong with it.
+    """Tell the life of one LPI in order.
+
+    What mapped and configured it, every MSI, where it was queued, the list registers that it went into and
+    what came back, every move, and what is wrong with it.
     """
     number = _number(intid)
     analysis = analyzed(capture, profile=kernel, seeds=seed or ())
     tale = story(analysis, _vm(analysis, number, vm), number)
     out = Output()
     if json:
-        out.json({"schema": _SCHEMA, "version": __version__, **story_document(tale)})
+        out.json({"schema": _SCHEMA, "version": __version__, **story_document(analysis, tale)})
     else:
         out.lines(told(out.sheet, analysis, tale, show=rows_shown(limit, None)))
     out.close()

@@ -1,7 +1,5 @@
 """Arguments and options that several commands share."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +14,8 @@ Profile = Annotated[
     typer.Option(
         "--kernel",
         metavar="PROFILE",
-        help="Replay as this model instead of the one of the capture's kernel: kvm-6.1, kvm-6.12, kvm-7.3, qemu or architecture.",
+        help="Replay as this model instead of the one of the capture's kernel: kvm-6.1, kvm-6.12, kvm-7.3, "
+        "qemu or architecture.",
     ),
 ]
 Seeds = Annotated[
@@ -24,13 +23,18 @@ Seeds = Annotated[
     typer.Option(
         "--seed",
         metavar="DUMP[@T]",
-        help="What the tables held at T (the start, if not said): a vgic-state, a vgic-its-state@... or a folder of table images. "
-        "For a capture that begins mid-life; may be given several times.",
+        help="What the tables held at T (the start, if not said): a vgic-state, a vgic-its-state@... or a "
+        "folder of table images. For a capture that begins mid-life; may be given several times.",
     ),
 ]
-Vm = Annotated[int | None, typer.Option("--vm", metavar="N", help="The VM meant, where the capture holds several.")]
+Vm = Annotated[
+    int | None, typer.Option("--vm", metavar="N", help="The VM meant, where the capture holds several.")
+]
 Limit = Annotated[
-    int | None, typer.Option("--limit", metavar="N", min=0, help="Print at most N rows; 0 is all. On a terminal 50, else all.")
+    int | None,
+    typer.Option(
+        "--limit", metavar="N", min=0, help="Print at most N rows; 0 is all. On a terminal 50, else all."
+    ),
 ]
 
 #: Rows that a terminal shows where no --limit is given.

@@ -1,20 +1,22 @@
-"""Where results and notes go: standard output for the result and nothing else, standard error for all other words."""
+"""Where results and notes go: standard output for the result alone, standard error for all else."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
 from itstrace.report.layout import Sheet, wrap
 from itstrace.report.text import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 
 @dataclass(slots=True)
@@ -34,7 +36,12 @@ def _console(file: TextIO) -> Console:
     """
     colorless = not SETTINGS.color or bool(os.environ.get("NO_COLOR"))
     return Console(
-        file=file, markup=False, emoji=False, highlight=False, color_system=None if colorless else "auto", soft_wrap=True
+        file=file,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        color_system=None if colorless else "auto",
+        soft_wrap=True,
     )
 
 
@@ -45,7 +52,7 @@ def _sheet(console: Console) -> Sheet:
 
 
 class Output:
-    """Standard output. A reader that has gone away is no error: `gone` says so, and nothing more is written."""
+    """Standard output. A reader that went away is no error: `gone` says so, and no more is written."""
 
     def __init__(self) -> None:
         self._console = _console(sys.stdout)

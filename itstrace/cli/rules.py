@@ -1,7 +1,5 @@
 """`itstrace rules`: the catalogue, and the page of each rule."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +24,7 @@ def _rules(
     *,
     json: AsJson = False,
 ) -> None:
-    """List all rules; with a CODE, print that rule's page: what it finds, why it matters, when it is wrong, what to do."""
+    """List all rules; with a CODE, print its page: what it finds, why it matters, what to do."""
     out = Output()
     entries = [Entry(r.code, r.name, r.kind, r.severity, r.needs, r.summary, r.page) for r in RULES.values()]
     if code is None:

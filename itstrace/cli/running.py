@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -16,6 +15,10 @@ from itstrace.model.profiles import PROFILES
 from itstrace.readers import open_capture
 from itstrace.seed import combine_seeds, load_seed
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
 _MARKER = "ftrace:print"
 
 
@@ -25,7 +28,9 @@ def analyzed(path: Path, *, profile: str | None = None, seeds: Sequence[str] = (
     Raises: UsageError for a profile or a seed that is none; CaptureError for a capture that cannot be read.
     """
     if profile is not None and profile not in PROFILES:
-        raise UsageError(f"--kernel {profile}: there is no such profile", advice=f"one of {', '.join(PROFILES)}")
+        raise UsageError(
+            f"--kernel {profile}: there is no such profile", advice=f"one of {', '.join(PROFILES)}"
+        )
     with working(f"analyzing {path.name}"):
         seed = combine_seeds([load_seed(spec, lambda text: _instant(path, text)) for spec in seeds])
         return analyze(path, profile=profile, seed=seed)

@@ -1,7 +1,5 @@
 """`itstrace tables`: the tables of the ITS at one instant."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
@@ -13,7 +11,7 @@ from itstrace.cli.running import analyzed, instant
 from itstrace.errors import UsageError
 from itstrace.report.figures import tables_at
 from itstrace.report.json import table_documents
-from itstrace.report.state import state
+from itstrace.report.state import State
 from itstrace.report.text import seconds
 
 _SCHEMA = "itstrace.tables/1"
@@ -41,8 +39,8 @@ def _tables(
         str | None,
         typer.Option(
             metavar="T",
-            help="Seconds as the trace prints them, +S from the start, -S from the end, or words of one marker. Without it the "
-            "end, or just before a VM was torn down.",
+            help="Seconds as the trace prints them, +S from the start, -S from the end, or words of one "
+            "marker. Without it the end, or just before a VM was torn down.",
         ),
     ] = None,
     vm: Vm = None,
@@ -62,10 +60,16 @@ def _tables(
     out = Output()
     if json:
         lpis = None if tables.lpis is None else tables.lpis.to_dicts()
-        document = {"schema": _SCHEMA, "version": __version__, "time_ns": time_ns, **table_documents(tables), "lpis": lpis}
+        document = {
+            "schema": _SCHEMA,
+            "version": __version__,
+            "time_ns": time_ns,
+            **table_documents(tables),
+            "lpis": lpis,
+        }
         out.json(document)
     else:
         if time_ns is not None:
             note(f"tables as of {seconds(time_ns, 9)}")
-        out.lines(state(out.sheet, tables, itss))
+        out.lines(State(out.sheet, tables, itss).lines())
     out.close()

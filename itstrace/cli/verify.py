@@ -82,8 +82,8 @@ def _verify(
 ) -> None:
     """Compare the tables and LPIs that the commands must have led to with what the kernel says it has.
 
-    What neither the capture nor a seed makes known is unknown, and no difference. Take dumps while the guest is
-    stopped: of a running one, what is pending changes while the dump is taken.
+    What neither the capture nor a seed makes known is unknown, and no difference. Take dumps while the guest
+    is stopped: of a running one, what is pending changes while the dump is taken.
     """
     analysis = analyzed(capture, profile=kernel, seeds=seed or ())
     at_ns = None if at is None else instant(analysis, at)

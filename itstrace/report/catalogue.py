@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
 
-from itstrace.findings import Kind, Severity
 from itstrace.report.finding import KINDS, STYLES
-from itstrace.report.layout import Column, Sheet, clean, table, wrap
+from itstrace.report.layout import Cell, Column, Sheet, clean, table, wrap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from itstrace.findings import Kind, Severity
+
+#: What the codes of one hundred are about.
+_FAMILIES: Final = {
+    "ITS1": "the guest's commands",
+    "ITS2": "KVM's state departs from the commands",
+    "ITS3": "the life of an LPI",
+    "ITS4": "affinity",
+    "ITS5": "direct injection",
+    "ITS6": "save and restore",
+    "ITS9": "the capture itself",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +44,14 @@ class Entry:
 
 def catalogue(sheet: Sheet, entries: Sequence[Entry]) -> Iterator[Text]:
     """One line a rule, in groups of what they are about."""
-    columns = [Column("code", style="bold"), Column("name"), Column("usually"), Column("finds", give=1)]
-    for at, (kind, group) in enumerate(groupby(entries, key=lambda entry: (entry.code[:4], entry.kind))):
+    columns = [Column("code", style="bold"), Column("name"), Column("usually"), Column("finds", flow=True)]
+    for at, (family, group) in enumerate(groupby(entries, key=lambda entry: entry.code[:4])):
         if at:
             yield Text()
-        yield sheet.rule(f"{kind[0]}xx", KINDS[kind[1]])
-        rows = [[e.code, e.name, Text(str(e.severity), STYLES[e.severity]), e.summary] for e in group]
+        yield sheet.rule(f"{family}xx", _FAMILIES.get(family, ""))
+        rows: list[list[Cell]] = [
+            [e.code, e.name, Text(str(e.severity), STYLES[e.severity]), e.summary] for e in group
+        ]
         yield from table(sheet, columns, rows)
 
 

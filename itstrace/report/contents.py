@@ -1,4 +1,4 @@
-"""What a capture file is and holds, without analysing it: the data (`Contents`), as lines and as a document."""
+"""What a capture is and holds, without analyzing it: as data (`Contents`), lines and a document."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from itstrace.observe.collect import find_events
 from itstrace.report.coverage import coverage
 from itstrace.report.figures import Seen, feeding
 from itstrace.report.layout import Cell, Column, Sheet, facts, table
+from itstrace.report.state import right
 from itstrace.report.terminal import about_file, damage_words, lost, span
 from itstrace.report.text import duration, number, plural, seconds
 
@@ -27,6 +28,11 @@ Needs = Mapping[str, tuple[str, tuple[str, ...]]]
 
 INFO_SCHEMA: Final = "itstrace.info/1"
 _GAPS_SHOWN: Final = 12
+#: Under which names a reader gives the statistics of each CPU's buffer, and which of them say something
+#: about loss.
+_STATISTICS: Final = "cpu stats"
+_SHOWN_STATISTICS: Final = ("CPU", "entries", "overrun", "commit overrun", "dropped events", "read events")
+_STATISTICS_SHOWN: Final = 16
 #: With more CPUs than these a table says of each event only how many CPUs recorded it.
 _CPU_COLUMNS: Final = 8
 
@@ -55,15 +61,19 @@ class Contents:
         """Records of the events that feed each observation; None where the events do not suffice."""
         records, found = self.records, {}
         for entry in OBSERVATIONS:
-            enough = any(all(probe in self.fed_by for probe in group) for group in entry.fed_by)
+            whole = any(all(probe in self.fed_by for probe in group) for group in entry.fed_by)
             events = feeding(entry.name, self.fed_by)
-            found[entry.name] = Seen(sum(records.get(event, 0) for event in events) if enough else None, events)
+            count = sum(records.get(event, 0) for event in events)
+            found[entry.name] = Seen(count if count or whole else None, events, whole)
         return found
 
     def skipped(self, needs: Needs) -> list[SkippedRule]:
         """The rules that this capture cannot feed."""
         seen = self.seen
-        missing = {code: tuple(each for each in wanted if each in seen and seen[each].rows is None) for code, (_, wanted) in needs.items()}
+        missing = {
+            code: tuple(each for each in wanted if each in seen and not seen[each].whole)
+            for code, (_, wanted) in needs.items()
+        }
         return [SkippedRule(code, needs[code][0], lacks) for code, lacks in missing.items() if lacks]
 
 
@@ -76,7 +86,9 @@ def contents(capture: Capture) -> Contents:
         for probe, events in find_events(capture.formats).items()
     }
     start_ns, end_ns = capture.span()
-    return Contents(capture.info, start_ns, end_ns, capture.formats, counts, capture.gaps(), capture.damage(), fed_by)
+    return Contents(
+        capture.info, start_ns, end_ns, capture.formats, counts, capture.gaps(), capture.damage(), fed_by
+    )
 
 
 def contents_document(held: Contents, needs: Needs) -> dict[str, Any]:
@@ -91,10 +103,15 @@ def contents_document(held: Contents, needs: Needs) -> dict[str, Any]:
         "events": event_documents(held),
         "lost": held.gaps.rename({"lost": "records"}).to_dicts(),
         "damage": [asdict(place) for place in held.damage],
-        "observations": {name: {"records": seen.rows, "events": list(seen.events)} for name, seen in held.seen.items()},
+        "observations": {
+            name: {"records": seen.rows, "events": list(seen.events), "whole": seen.whole}
+            for name, seen in held.seen.items()
+        },
         "rules": {
             "can_run": [code for code in needs if code not in cannot],
-            "skipped": [{"code": rule.code, "name": rule.name, "missing": list(rule.missing)} for rule in skipped],
+            "skipped": [
+                {"code": rule.code, "name": rule.name, "missing": list(rule.missing)} for rule in skipped
+            ],
         },
     }
 
@@ -107,7 +124,9 @@ def event_documents(held: Contents) -> list[dict[str, Any]]:
             "event": name,
             "records": sum(by_cpu.get(name, {}).values()),
             "by_cpu": {str(cpu): count for cpu, count in sorted(by_cpu.get(name, {}).items())},
-            "fields": [{"name": each.name, "type": each.c_type} for each in held.formats[name].fields] if name in held.formats else None,
+            "fields": [{"name": each.name, "type": each.c_type} for each in held.formats[name].fields]
+            if name in held.formats
+            else None,
         }
         for name in sorted({*by_cpu, *held.formats})
     ]
@@ -125,21 +144,24 @@ def overview(sheet: Sheet, held: Contents, needs: Needs) -> Iterator[Text]:
     info = held.info
     described = len(held.formats)
     total = int(held.counts["records"].sum())
+    types = plural(held.counts["event"].n_unique(), "type")
     yield sheet.rule("File")
     rows: list[tuple[str, Cell]] = [
         *about_file(info),
         ("host", info.uname or ""),
-        ("machine", f"{plural(info.cpus, 'CPU')}, {info.long_size_bytes * 8} bit, "
-                    f"{'little' if info.little_endian else 'big'} endian, pages of {info.page_size_bytes} bytes"),
+        ("machine", _machine(info)),
         ("buffers", ", ".join(name or "(top)" for name in info.buffers)),
         ("time", span(held.start_ns, held.end_ns, info.clock)),
-        ("recorded", f"{plural(total, 'event')} of {plural(held.counts['event'].n_unique(), 'type')}, "
-                     f"{lost(held.gaps)}; {described:,} types described"),
+        (
+            "recorded",
+            f"{plural(total, 'event')} of {types}, {lost(held.gaps)}; {described:,} types described",
+        ),
         ("damage", damage_words(held.damage)),
-        *((name, value) for name, value in info.options.items()),
-    ]  # fmt: skip
+        *((name, value) for name, value in info.options.items() if not name.startswith(_STATISTICS)),
+    ]
     yield from facts(sheet, rows)
     yield Text()
+    yield from _statistics(sheet, info.options)
     yield sheet.rule("Events")
     yield from event_table(sheet, held)
     yield Text()
@@ -154,6 +176,35 @@ def overview(sheet: Sheet, held: Contents, needs: Needs) -> Iterator[Text]:
     yield Text(f"  {len(needs) - len(skipped)} of {len(needs)} rules can run on it.")
 
 
+def _machine(info: CaptureInfo) -> str:
+    order = "little" if info.little_endian else "big"
+    bits = info.long_size_bytes * 8
+    return f"{plural(info.cpus, 'CPU')}, {bits} bit, {order} endian, pages of {info.page_size_bytes} bytes"
+
+
+def _statistics(sheet: Sheet, options: Mapping[str, str]) -> Iterator[Text]:
+    """What the kernel said of each CPU's buffer when the recording ended.
+
+    Source: Documentation/trace/ftrace.rst, per_cpu/cpuN/stats
+    """
+    found = [dict(_pairs(text)) for name, text in options.items() if name.startswith(_STATISTICS)]
+    names = list(dict.fromkeys(name for stats in found for name in stats))
+    if not names:
+        return
+    yield sheet.rule("Buffers", "as the kernel left them")
+    columns = [Column(name, right=True) for name in names if name in _SHOWN_STATISTICS]
+    rows = [[stats.get(column.title, "?") for column in columns] for stats in found]
+    yield from table(sheet, columns, rows, show=_STATISTICS_SHOWN, more="--json has all")
+    yield Text()
+
+
+def _pairs(text: str) -> Iterator[tuple[str, str]]:
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            yield name.strip(), value.strip()
+
+
 def event_table(sheet: Sheet, held: Contents, *, with_fields: bool = False) -> Iterator[Text]:
     """The recorded event types and their counts, in all and by CPU (or their fields)."""
     by_cpu = _by_cpu(held.counts)
@@ -163,12 +214,16 @@ def event_table(sheet: Sheet, held: Contents, *, with_fields: bool = False) -> I
     if with_fields:
         columns.append(Column("fields", give=2))
     else:
-        columns += [Column(f"CPU {cpu}", right=True) for cpu in cpus] if wide else [Column("on CPUs", right=True)]
+        columns += (
+            [Column(f"CPU {cpu}", right=True) for cpu in cpus] if wide else [Column("on CPUs", right=True)]
+        )
     rows = []
     for event, counts in sorted(by_cpu.items(), key=lambda item: (-sum(item[1].values()), item[0])):
         row: list[Cell] = [event, number(sum(counts.values()))]
         if with_fields:
-            row.append(", ".join(each.name for each in held.formats[event].fields) if event in held.formats else "?")
+            row.append(
+                ", ".join(each.name for each in held.formats[event].fields) if event in held.formats else "?"
+            )
         else:
             row += [number(counts.get(cpu, 0)) for cpu in cpus] if wide else [f"{len(counts)} of {len(cpus)}"]
         rows.append(row)
@@ -176,10 +231,15 @@ def event_table(sheet: Sheet, held: Contents, *, with_fields: bool = False) -> I
 
 
 def _gaps(sheet: Sheet, gaps: pl.DataFrame) -> Iterator[Text]:
-    columns = [Column("CPU", right=True), Column("from", right=True), Column("to", right=True), Column("span", right=True),
-               Column("records", right=True)]  # fmt: skip
+    columns = right("CPU", "from", "to", "span", "records")
     rows = [
-        [str(cpu), "the start" if begin is None else seconds(begin), seconds(end), duration(None if begin is None else end - begin), number(count)]
+        [
+            str(cpu),
+            "the start" if begin is None else seconds(begin),
+            seconds(end),
+            duration(None if begin is None else end - begin),
+            number(count),
+        ]
         for cpu, begin, end, count in gaps.iter_rows()
     ]
     yield from table(sheet, columns, rows, show=_GAPS_SHOWN, more="--json has all")

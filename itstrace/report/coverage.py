@@ -1,8 +1,7 @@
-"""What was observed, from which events, and what was not: which rules that keeps from running, and what to record."""
+"""What was observed, from which events; what was not, which rules that stops, and what to record."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -13,13 +12,20 @@ from itstrace.report.layout import Cell, Sheet, facts, join, wrap
 from itstrace.report.text import listed, plural
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
     from itstrace.findings import SkippedRule
 
 
 def coverage(
-    sheet: Sheet, seen: Mapping[str, Seen], skipped: Sequence[SkippedRule], fed_by: Collection[str], *, unit: str = "row"
+    sheet: Sheet,
+    seen: Mapping[str, Seen],
+    skipped: Sequence[SkippedRule],
+    fed_by: Collection[str],
+    *,
+    unit: str = "row",
 ) -> Iterator[Text]:
-    """Each observation with what feeds it, then what is missing. `fed_by`: the probes that the capture has."""
+    """Each observation and what feeds it, then what is missing. `fed_by`: the capture's probes."""
     what = {entry.name: entry.what for entry in OBSERVATIONS}
     rows: list[tuple[str, Cell]] = []
     for name, found in seen.items():
@@ -27,7 +33,8 @@ def coverage(
             rows.append((name, join(Text("not recorded", "yellow"), f": {what[name]}")))
         else:
             source = f" from {', '.join(found.events)}" if found.events else ""
-            rows.append((name, join(plural(found.rows, unit), Text(source, "dim"))))
+            part = "" if found.whole else "; not all of it recorded"
+            rows.append((name, join(plural(found.rows, unit), Text(source, "dim"), Text(part, "yellow"))))
     yield from facts(sheet, rows)
     if not skipped:
         return

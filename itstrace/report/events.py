@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,8 @@ from itstrace.report.symbols import Naming, namings
 from itstrace.report.text import hexa, known, plain, seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
     from itstrace.readers.base import EventField, EventFormat
 
 
@@ -32,7 +33,7 @@ class Printer:
         return cls(event, comms, namings(event))
 
     def is_hex(self, each: EventField) -> bool:
-        """Addresses: what the format prints in hex, and what it does not mention but only a pointer can be."""
+        """Whether it is printed in hex: the format says so, or it can only be a pointer."""
         naming = self.says.get(each.name)
         return naming.is_hex if naming is not None else each.name.startswith("__probe") or "*" in each.c_type
 
@@ -53,15 +54,22 @@ class Printer:
         return known(value).rstrip("\n")
 
     def document(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """One record for a program: numbers as they are, 64-bit hex as strings, names beside their numbers."""
+        """One record for a program: numbers stay numbers, 64-bit hex is a string, names stand beside."""
         pid = row["pid"]
-        found: dict[str, Any] = {"time_ns": row["time_ns"], "cpu": row["cpu"], "pid": pid, "comm": self.comms.get(pid)}
+        found: dict[str, Any] = {
+            "time_ns": row["time_ns"],
+            "cpu": row["cpu"],
+            "pid": pid,
+            "comm": self.comms.get(pid),
+        }
         for each in self.event.fields:
             column = column_name(each.name)
             value = row[column]
             naming = self.says.get(each.name)
             if isinstance(value, int) and not isinstance(value, bool):
-                found[column] = hexa(value) if each.size_bytes == 8 and self.is_hex(each) and value >= 0 else value
+                found[column] = (
+                    hexa(value) if each.size_bytes == 8 and self.is_hex(each) and value >= 0 else value
+                )
                 named = naming.text(value) if naming is not None else None
                 if named is not None:
                     found[f"{column}_name"] = named
@@ -75,7 +83,9 @@ class Printer:
 
     def shown_fields(self) -> list[EventField]:
         """The fields, without the probe's own address: it is the same in every record."""
-        return [each for each in self.event.fields if not each.name.startswith("__probe")] or list(self.event.fields)
+        return [each for each in self.event.fields if not each.name.startswith("__probe")] or list(
+            self.event.fields
+        )
 
     def cells(self, row: Mapping[str, Any]) -> list[str]:
         """Time, CPU, task, then the fields."""
@@ -85,7 +95,10 @@ class Printer:
     def columns(self) -> list[Column]:
         """The columns of `cells`."""
         numeric = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
-        fields = [Column(each.name, right=isinstance(each.dtype, numeric) and not self._named(each)) for each in self.shown_fields()]
+        fields = [
+            Column(each.name, right=isinstance(each.dtype, numeric) and not self._named(each))
+            for each in self.shown_fields()
+        ]
         return [Column("time", right=True), Column("cpu"), Column("task"), *fields]
 
     def _named(self, each: EventField) -> bool:
@@ -126,5 +139,8 @@ def piped(printer: Printer, blocks: Iterable[Sequence[Mapping[str, Any]]]) -> It
 
 
 def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
-    padded = (cell.rjust(w) if column.right else cell.ljust(w) for cell, column, w in zip(cells, columns, widths, strict=True))
+    padded = (
+        cell.rjust(w) if column.right else cell.ljust(w)
+        for cell, column, w in zip(cells, columns, widths, strict=True)
+    )
     return "  ".join(padded).rstrip() + "\n"

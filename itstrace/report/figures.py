@@ -1,4 +1,4 @@
-"""Figures that several reports show: what was observed, how much traffic there was, how long it took. Counts, never judges."""
+"""Figures that several reports show: what was observed, how many, how long. Counts, never judges."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ _FRAMES: Final = {"LIST_REGISTERS": "fills"}
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One observation: how many rows (None: not recorded), and the capture's events that feed it."""
+    """One observation: its rows (None: not recorded), the events that feed it, whether they suffice."""
 
     rows: int | None
     events: tuple[str, ...]
+    whole: bool
 
 
 def feeding(observation: str, fed_by: Mapping[str, str]) -> tuple[str, ...]:
@@ -40,13 +41,14 @@ def observed(observations: Observations) -> dict[str, Seen]:
     found = {}
     for entry in OBSERVATIONS:
         frame: pl.DataFrame = getattr(observations, _FRAMES.get(entry.name, entry.name.lower()))
-        rows = frame.height if frame.height or observations.covers(entry) else None
-        found[entry.name] = Seen(rows, feeding(entry.name, observations.fed_by))
+        whole = observations.covers(entry)
+        rows = frame.height if frame.height or whole else None
+        found[entry.name] = Seen(rows, feeding(entry.name, observations.fed_by), whole)
     return found
 
 
 def to_record(observation: str, have: Collection[str]) -> list[tuple[str, str]]:
-    """What to record so that an observation can be made: (event, kernel function) of the probes still missing.
+    """What to record for an observation: (event, kernel function) of the probes still missing.
 
     Of several groups that would do, the one that misses least.
     """
@@ -57,7 +59,7 @@ def to_record(observation: str, have: Collection[str]) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """MSIs of one LPI or of all: offered, delivered, merged into one already pending. None: the capture cannot tell."""
+    """MSIs: offered, delivered, merged into one already pending. None: the capture cannot tell."""
 
     injections: int | None
     deliveries: int | None
@@ -89,7 +91,9 @@ def traffic(analysis: Analysis) -> Traffic:
 
     def counts(injections: int, deliveries: int, coalesced: int) -> Counts:
         both = injected and filled
-        return Counts(injections if injected else None, deliveries if both else None, coalesced if both else None)
+        return Counts(
+            injections if injected else None, deliveries if both else None, coalesced if both else None
+        )
 
     lives = analysis.lives.lives
     grouped = (
@@ -130,7 +134,7 @@ def spread(spans_ns: pl.Series) -> Latency | None:
 
 
 def tables_at(analysis: Analysis, time_ns: int | None = None, vm: int | None = None) -> Tables:
-    """The tables as of a time, with what is known of each LPI's latch. None: the end, or just before a VM's teardown."""
+    """The tables and each LPI's latch as of a time; None: the end, or just before a VM's teardown."""
     tables = analysis.history.at(time_ns, vm)
     if tables.lpis is None:
         return tables
@@ -139,8 +143,12 @@ def tables_at(analysis: Analysis, time_ns: int | None = None, vm: int | None = N
     for each in tables.lpis["vm"].unique(maintain_order=True):
         end_ns = ends.get(each)
         at = time_ns if time_ns is not None or end_ns is None else end_ns - 1
-        latched = analysis.lives.latched_at(at).filter(pl.col("vm") == each).select("intid", latched="pending")
-        rows = tables.lpis.filter(pl.col("vm") == each).join(latched, on="intid", how="left", maintain_order="left")
+        latched = (
+            analysis.lives.latched_at(at).filter(pl.col("vm") == each).select("intid", latched="pending")
+        )
+        rows = tables.lpis.filter(pl.col("vm") == each).join(
+            latched, on="intid", how="left", maintain_order="left"
+        )
         parts.append(rows.with_columns(pending=pl.coalesce("pending", "latched")).drop("latched"))
     return replace(tables, lpis=pl.concat(parts) if parts else tables.lpis)
 
@@ -149,7 +157,7 @@ def tables_at(analysis: Analysis, time_ns: int | None = None, vm: int | None = N
 STAGES: Final = (
     ("MSI to ap_list", "injected_ns", "queued_ns"),
     ("ap_list to list register", "queued_ns", "filled_ns"),
-    ("list register to taken", "filled_ns", "retired_ns"),
+    ("list register to read-back", "filled_ns", "retired_ns"),
     ("MSI to list register", "injected_ns", "filled_ns"),
 )
 
@@ -160,7 +168,9 @@ def latency(lives: pl.DataFrame, begin: str = "injected_ns", end: str = "filled_
     return spread(delivered[end] - delivered[begin])
 
 
-def slowest(lives: pl.DataFrame, keys: Iterable[str] = ("vm", "intid")) -> list[tuple[tuple[int, ...], Latency]]:
+def slowest(
+    lives: pl.DataFrame, keys: Iterable[str] = ("vm", "intid")
+) -> list[tuple[tuple[int, ...], Latency]]:
     """Latency of each LPI, the largest maximum first."""
     names = list(keys)
     delivered = lives.filter(pl.col("outcome") == "delivered").with_columns(

@@ -1,8 +1,8 @@
 """The analysis as one JSON document, `itstrace.analysis/1`: the shape that scripts rely on.
 
-Rule 1: what is unknown is null, never 0. A count of something that the capture did not record is unknown. Rule 2: ids are
-numbers; pointers and guest addresses, which do not fit a double, are hex strings. Rule 3: names are only ever added; the
-schema is `analysis.schema.json` beside this file.
+Rule 1: what is unknown is null, never 0. A count of something that the capture did not record is unknown.
+Rule 2: ids are numbers; pointers and guest addresses, which do not fit a double, are hex strings. Rule 3:
+names are only ever added; the schema is `analysis.schema.json` beside this file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import polars as pl
 
 from itstrace._version import __version__
 from itstrace.findings import Severity
-from itstrace.report.figures import latency, observed, tables_at, traffic
+from itstrace.report.figures import Latency, latency, observed, slowest, tables_at, traffic
 from itstrace.report.text import hexa
 
 if TYPE_CHECKING:
@@ -57,10 +57,12 @@ def analysis_document(analysis: Analysis) -> Document:
         },
         "coverage": {
             "observations": {
-                name: {"rows": seen.rows, "events": list(seen.events)} for name, seen in observed(analysis.observations).items()
+                name: {"rows": seen.rows, "events": list(seen.events), "whole": seen.whole}
+                for name, seen in observed(analysis.observations).items()
             },
             "skipped_rules": [
-                {"code": rule.code, "name": rule.name, "missing": list(rule.missing)} for rule in analysis.skipped
+                {"code": rule.code, "name": rule.name, "missing": list(rule.missing)}
+                for rule in analysis.skipped
             ],
         },
         "vms": [_vm(analysis, row) for row in analysis.observations.vms.iter_rows(named=True)],
@@ -89,7 +91,8 @@ def finding_document(finding: Finding) -> Document:
         "message": finding.message,
         "advice": finding.advice,
         "evidence": [
-            {"time_ns": item.time_ns, "cpu": item.cpu, "event": item.event, "text": item.text} for item in finding.evidence
+            {"time_ns": item.time_ns, "cpu": item.cpu, "event": item.event, "text": item.text}
+            for item in finding.evidence
         ],
     }
 
@@ -140,12 +143,24 @@ def table_documents(tables: Tables, here: pl.Expr | None = None) -> Document:
 def _lpis(analysis: Analysis, tables: Tables, vm: int) -> list[Document]:
     if tables.lpis is None:
         return []
-    counted = traffic(analysis)
-    found = []
+    counted, slow = traffic(analysis), dict(slowest(analysis.lives.lives))
+    found: list[Document] = []
     for row in tables.lpis.filter(pl.col("vm") == vm).drop("vm").sort("intid").iter_rows(named=True):
         counts = counted.get((vm, row["intid"]))
-        found.append({**row, "injections": counts.injections, "deliveries": counts.deliveries, "coalesced": counts.coalesced})
+        found.append(
+            {
+                **row,
+                "injections": counts.injections,
+                "deliveries": counts.deliveries,
+                "coalesced": counts.coalesced,
+                "latency_ns": _latency_document(slow.get((vm, row["intid"]))),
+            }
+        )
     return found
+
+
+def _latency_document(measured: Latency | None) -> Document | None:
+    return None if measured is None else {"p50": measured.p50, "p99": measured.p99, "max": measured.max}
 
 
 def _summary(analysis: Analysis) -> Document:
@@ -160,9 +175,9 @@ def _summary(analysis: Analysis) -> Document:
         "injections": total.injections,
         "deliveries": total.deliveries,
         "coalesced": total.coalesced,
-        "latency_ns": None if measured is None else {"p50": measured.p50, "p99": measured.p99, "max": measured.max},
+        "latency_ns": _latency_document(measured),
         "by_severity": {
-            str(severity): sum(finding.severity is severity for finding in analysis.findings) for severity in Severity
+            str(severity): sum(finding.severity is severity for finding in analysis.findings)
+            for severity in Severity
         },
     }
-

@@ -1,21 +1,23 @@
 """Lines of styled text for a terminal of some width, or for a pipe.
 
-Theory of operation. A report is an iterable of `Text`, one per line, never with a line break in it. A `Sheet` says where they
-go: how wide (None: a pipe, where nothing is cut or wrapped but prose) and whether the fine characters may be used. Whatever
-text comes in is made `plain` here, so neither markup nor control characters of a capture get any further; styles are put
-on by our own code alone.
+Theory of operation. A report is an iterable of `Text`, one per line, never with a line break in it. A
+`Sheet` says where they go: how wide (None: a pipe, where nothing is cut or wrapped but prose) and whether
+the fine characters may be used. Whatever text comes in is made `plain` here, so neither markup nor control
+characters of a capture get any further; styles are put on by our own code alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.cells import cell_len
 from rich.text import Text
 
 from itstrace.report.text import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 #: Prose is wrapped here in a pipe, and is never wider than `PROSE_MAX` on a terminal.
 PROSE_PIPED: Final = 80
@@ -27,7 +29,7 @@ Cell = str | Text
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """Where lines go: `width` columns of a terminal, or a pipe (None); `fine`: more than ASCII can be shown."""
+    """Where lines go: a terminal of `width`, or a pipe (None); `fine`: it shows more than ASCII."""
 
     width: int | None = None
     fine: bool = False
@@ -98,7 +100,7 @@ def cut(text: Text, width: int, dots: str) -> Text:
 
 
 def wrap(text: Cell, width: int, *, first: str = "", rest: str | None = None) -> Iterator[Text]:
-    """Words into lines of `width` columns, indented by `first` and then by `rest`; longer words are broken."""
+    """Words into lines of `width`, indented by `first` and then by `rest`; longer words are broken."""
     rest = " " * cell_len(first) if rest is None else rest
     source = clean(text)
     indent, room = first, max(width - cell_len(first), 10)
@@ -147,7 +149,9 @@ def _indented(indent: str, text: Text) -> Text:
     return Text(indent).append_text(text)
 
 
-def facts(sheet: Sheet, rows: Iterable[tuple[str, Cell]], *, indent: str = "  ", label: int = 0) -> Iterator[Text]:
+def facts(
+    sheet: Sheet, rows: Iterable[tuple[str, Cell]], *, indent: str = "  ", label: int = 0
+) -> Iterator[Text]:
     """Labels with what they say, the values aligned and wrapped."""
     rows = [(name, value) for name, value in rows if str(value)]
     label = label or max((cell_len(name) for name, _ in rows), default=0)
@@ -161,12 +165,17 @@ def facts(sheet: Sheet, rows: Iterable[tuple[str, Cell]], *, indent: str = "  ",
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table. `give`: may be cut when the sheet is too narrow, the largest first."""
+    """One column of a table.
+
+    `give`: may be cut where the sheet is too narrow, the largest first. `flow` (the last column only): goes
+    on under itself instead.
+    """
 
     title: str
     right: bool = False
     style: str = ""
     give: int = 0
+    flow: bool = False
 
 
 def table(
@@ -178,22 +187,31 @@ def table(
     show: int | None = None,
     more: str = "",
 ) -> Iterator[Text]:
-    """Rows under their titles, cut to the sheet; at most `show` of them, followed by how many there are and `more`."""
+    """Rows under their titles, cut to the sheet; at most `show`, then how many there are, and `more`."""
     cells = [[clean(cell, column.style) for cell, column in zip(row, columns, strict=True)] for row in rows]
     shown = cells if show is None or len(cells) <= show else cells[:show]
     widths = [max(cell_len(c.title), *(row[i].cell_len for row in shown), 0) for i, c in enumerate(columns)]
     if sheet.width is not None:
+        if columns[-1].flow:
+            widths[-1] = min(
+                widths[-1],
+                max(20, sheet.width - len(indent) - sum(widths[:-1]) - len(_GAP) * len(widths[:-1])),
+            )
         _squeeze(widths, columns, sheet.width - len(indent) - len(_GAP) * (len(columns) - 1))
     yield _row(sheet, columns, widths, [Text(c.title, "dim") for c in columns], indent)
+    flows = columns[-1].flow and sheet.width is not None
     for row in shown:
-        yield _row(sheet, columns, widths, row, indent)
+        if flows:
+            yield from _flowing(sheet, columns, widths, row, indent)
+        else:
+            yield _row(sheet, columns, widths, row, indent)
     if len(shown) < len(cells):
         note = f"{len(shown):,} of {len(cells):,} shown"
         yield from wrap(Text(f"{note}, {more}" if more else note, "dim italic"), sheet.prose, first=indent)
 
 
 def _squeeze(widths: list[int], columns: Sequence[Column], room: int) -> None:
-    """Take from the columns that can give, the widest of the most willing first, never below eight or the title."""
+    """Take from columns that can give, the widest of the most willing first, down to eight or the title."""
     over = sum(widths) - room
     for willing in sorted({c.give for c in columns if c.give}, reverse=True):
         group = [i for i, c in enumerate(columns) if c.give == willing]
@@ -205,7 +223,20 @@ def _squeeze(widths: list[int], columns: Sequence[Column], room: int) -> None:
             over -= 1
 
 
-def _row(sheet: Sheet, columns: Sequence[Column], widths: list[int], cells: Sequence[Text], indent: str) -> Text:
+def _flowing(
+    sheet: Sheet, columns: Sequence[Column], widths: list[int], cells: Sequence[Text], indent: str
+) -> Iterator[Text]:
+    at = len(indent) + sum(widths[:-1]) + len(_GAP) * (len(columns) - 1)
+    for number, part in enumerate(wrap(cells[-1], widths[-1])):
+        if number:
+            yield Text(" " * at).append_text(part)
+        else:
+            yield _row(sheet, columns, widths, [*cells[:-1], part], indent)
+
+
+def _row(
+    sheet: Sheet, columns: Sequence[Column], widths: list[int], cells: Sequence[Text], indent: str
+) -> Text:
     line = Text(indent)
     for i, (cell, column) in enumerate(zip(cells, columns, strict=True)):
         short = cut(cell, widths[i], sheet.dots)
@@ -219,4 +250,3 @@ def _row(sheet: Sheet, columns: Sequence[Column], widths: list[int], cells: Sequ
             line.append(pad)
     line.rstrip()
     return line if sheet.width is None else cut(line, sheet.width, sheet.dots)
-

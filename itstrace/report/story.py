@@ -1,39 +1,64 @@
-"""The life of one LPI, told in order: every observation and every table change about it, as one list of steps.
+"""The life of one LPI, told in order: every observation and table change about it, as steps.
 
-Theory of operation. Each frame gives its rows about the LPI as steps (`_steps`); steps are sorted by the seq of the record
-that they come from, so ties in time stay in the order of the records. Findings about the LPI stand at the record that they
-begin with.
+Theory of operation. Each frame gives its rows about the LPI as steps (`_steps`); steps are sorted by the
+seq of the record that they come from, so ties in time stay in the order of the records. Findings about the
+LPI stand at the record that they begin with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 from rich.text import Text
 
+from itstrace.findings import Severity
 from itstrace.report.figures import latency
+from itstrace.report.finding import STYLES
 from itstrace.report.layout import Sheet, clean, wrap
-from itstrace.report.text import delta, duration, hexa, known, plural, seconds
+from itstrace.report.text import delta, duration, hexa, known, listed, plural, seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from itstrace.analysis import Analysis
     from itstrace.findings import Finding
 
 Row = dict[str, Any]
 
+#: From this width on a step's CPU and kind have columns of their own.
+_WIDE: Final = 100
 #: What became of the content of a list register. Kernel: the fold's reading of ICH_LR<n>_EL2.State.
-_FOUND: Final = {0: "empty: the guest took it and is done", 1: "still pending: not taken", 2: "active: the guest is at it",
-                 3: "active and pending again"}  # fmt: skip
-#: Opcodes that name a device and event; the others touch an LPI only through its collection or device.
-_STYLES: Final = {"msi": "bold", "finding": "bold red", "table": "cyan", "command": "cyan", "config": "magenta"}
+_FOUND: Final = {
+    0: "empty: the guest took it and is done",
+    1: "still pending: not taken",
+    2: "active: the guest is at it",
+    3: "active and pending again",
+}
+_SWITCHES: Final = {
+    "flush_lpis": "EnableLPIs of vCPU {} goes to 0: what is on its list is taken off",
+    "enable_lpis": "EnableLPIs of vCPU {} goes to 1",
+    "save_tables": "KVM saves the ITS's tables",
+    "restore_tables": "KVM restores the ITS's tables",
+}
+_ENABLED: Final = {True: "enabled", False: "disabled", None: "enabled or not is unknown"}
+_STYLES: Final = {
+    "msi": "bold",
+    "finding": "bold red",
+    "table": "dim",
+    "command": "cyan",
+    "config": "magenta",
+    "vcpu": "yellow",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that happened to the LPI. `kind`: command, table, config, msi, queue, fill, fold, retarget, finding."""
+    """One thing that happened.
+
+    `kind`: command, table, config, msi, queue, fill, fold, retarget, vcpu, finding.
+    """
 
     seq: int
     time_ns: int | None
@@ -56,15 +81,26 @@ def known_lpis(analysis: Analysis) -> pl.DataFrame:
     """Every LPI that the capture mentions. Shape: vm, intid."""
     observations, history = analysis.observations, analysis.history
     frames = (
-        history.mappings, history.targets, history.configurations, observations.injections, observations.queueings, observations.fills,
-        observations.retargets, observations.configs,
-    )  # fmt: skip
-    return pl.concat([frame.select("vm", "intid") for frame in frames]).drop_nulls().unique().sort("vm", "intid")
+        history.mappings,
+        history.targets,
+        history.configurations,
+        observations.injections,
+        observations.queueings,
+        observations.fills,
+        observations.retargets,
+        observations.configs,
+    )
+    return (
+        pl.concat([frame.select("vm", "intid") for frame in frames]).drop_nulls().unique().sort("vm", "intid")
+    )
 
 
 def story(analysis: Analysis, vm: int, intid: int) -> Story:
     """Everything that the capture tells of one LPI."""
     steps = sorted(_steps(analysis, vm, intid), key=lambda step: step.seq)
+    # What its vCPUs went through before there was anything to know of the LPI is not its story.
+    begin = next((at for at, step in enumerate(steps) if step.kind != "vcpu"), len(steps))
+    steps = steps[begin:]
     return Story(vm, intid, tuple(steps))
 
 
@@ -72,25 +108,60 @@ def _steps(analysis: Analysis, vm: int, intid: int) -> Iterator[Step]:
     observations, history = analysis.observations, analysis.history
     mine = (pl.col("vm") == vm) & (pl.col("intid") == intid)
     mappings = history.mappings.filter(mine)
+    targets = _intervals(
+        history.targets.filter(mine), "table", lambda row: f"to be queued to vCPU {known(row['target_vcpu'])}"
+    )
     yield from _commands(analysis, vm, mappings)
-    yield from _mappings(mappings)
-    yield from _intervals(history.targets.filter(mine), "table", lambda row: f"to be queued to vCPU {known(row['target_vcpu'])} from now on")
+    yield from _together([*_mappings(mappings), *targets])
+    configs = observations.configs.filter(mine)
+    yield from _rows(configs, "config", _config)
     yield from _intervals(
-        history.configurations.filter(mine), "config",
-        lambda row: f"holds: {'enabled' if row['enabled'] else 'disabled'}, priority {_priority(row['priority'])}",
-    )  # fmt: skip
-    yield from _rows(observations.configs.filter(mine), "config", _config)
+        # What KVM was seen to read stands there already.
+        history.configurations.filter(mine).filter(~pl.col("from_seq").is_in(configs["seq"].implode())),
+        "config",
+        lambda row: f"{_ENABLED[row['enabled']]}, priority {_priority(row['priority'])}",
+    )
+    switches = pl.col("what").is_in(list(_SWITCHES)) & (pl.col("vm") == vm)
+    yield from _rows(
+        observations.vm_events.filter(switches),
+        "vcpu",
+        lambda row: _SWITCHES[row["what"]].format(known(row["vcpu"])),
+    )
+    yield from _rows(
+        history.pending_bits.filter(mine).with_columns(cpu=pl.lit(None, dtype=pl.UInt16)),
+        "table",
+        lambda row: f"KVM reads the pending table: {'pending' if row['latched'] else 'not pending'}",
+    )
     yield from _rows(_injections(observations.injections, mappings, vm, intid), "msi", _msi)
     yield from _rows(observations.queueings.filter(mine), "queue", _queueing)
     for row in observations.fills.filter(mine).iter_rows(named=True):
         yield Step(row["seq"], row["time_ns"], row["cpu"], "fill", _fill(row))
         if row["end_seq"] is not None:
             yield Step(row["end_seq"], row["end_ns"], row["cpu"], "fold", _fold(row))
-    yield from _rows(observations.retargets.filter(mine), "retarget", lambda row: f"KVM gives it to vCPU {known(row['vcpu'])}")
+    yield from _rows(
+        observations.retargets.filter(mine),
+        "retarget",
+        lambda row: f"KVM gives it to vCPU {known(row['vcpu'])}",
+    )
     for finding in analysis.findings:
         if finding.intid == intid and finding.vm in (vm, None) and finding.time_ns is not None:
-            yield Step(_place(finding), finding.time_ns, None, "finding", f"{finding.code} {finding.name}: {finding.message}",
-                       str(finding.severity))  # fmt: skip
+            yield Step(
+                _place(finding),
+                finding.time_ns,
+                None,
+                "finding",
+                f"{finding.code} {finding.name}: {finding.message}",
+                str(finding.severity),
+            )
+
+
+def _together(steps: list[Step]) -> Iterator[Step]:
+    """Table changes of one record as one step."""
+    by_seq: dict[int, list[Step]] = {}
+    for step in steps:
+        by_seq.setdefault(step.seq, []).append(step)
+    for seq, same in by_seq.items():
+        yield Step(seq, same[0].time_ns, None, "table", "; ".join(step.text for step in same))
 
 
 def _place(finding: Finding) -> int:
@@ -105,17 +176,27 @@ def _rows(frame: pl.DataFrame, kind: str, say: Callable[[Row], str]) -> Iterator
 
 def _commands(analysis: Analysis, vm: int, mappings: pl.DataFrame) -> Iterator[Step]:
     """Commands that name an event while it meant this LPI, and those that ended or began its mapping."""
-    commands = analysis.observations.commands.filter(pl.col("vm") == vm).select("seq", "time_ns", "cpu", "its", "dw0", "dw1")
+    commands = analysis.observations.commands.filter(pl.col("vm") == vm).select(
+        "seq", "time_ns", "cpu", "its", "dw0", "dw1"
+    )
     named = commands.with_columns(
-        opcode_number=pl.col("dw0") & 0xFF, device_id=(pl.col("dw0") // 2**32).cast(pl.UInt32),
+        opcode_number=pl.col("dw0") & 0xFF,
+        device_id=(pl.col("dw0") // 2**32).cast(pl.UInt32),
         event_id=(pl.col("dw1") & 0xFFFFFFFF).cast(pl.UInt32),
-    )  # fmt: skip
-    named = named.join(mappings.select("its", "device_id", "event_id", "from_seq", "to_seq"), on=["its", "device_id", "event_id"])
-    live = (pl.col("seq") >= pl.col("from_seq").fill_null(0)) & (pl.col("to_seq").is_null() | (pl.col("seq") <= pl.col("to_seq")))
+    )
+    named = named.join(
+        mappings.select("its", "device_id", "event_id", "from_seq", "to_seq"),
+        on=["its", "device_id", "event_id"],
+    )
+    live = (pl.col("seq") >= pl.col("from_seq").fill_null(0)) & (
+        pl.col("to_seq").is_null() | (pl.col("seq") <= pl.col("to_seq"))
+    )
     chosen = set(named.filter(live & pl.col("opcode_number").is_in(_EVENT_OPCODES))["seq"].to_list())
     for column in ("set_by", "ended_by"):
         chosen |= set(mappings[column].drop_nulls().to_list())
-    targets = analysis.history.targets.filter((pl.col("vm") == vm) & pl.col("intid").is_in(mappings["intid"].unique().to_list()))
+    targets = analysis.history.targets.filter(
+        (pl.col("vm") == vm) & pl.col("intid").is_in(mappings["intid"].unique().to_list())
+    )
     chosen |= set(targets["set_by"].drop_nulls().to_list())
     verdicts = analysis.history.verdicts.filter((pl.col("vm") == vm) & pl.col("seq").is_in(sorted(chosen)))
     for row in verdicts.join(commands.select("seq", "time_ns", "cpu"), on="seq").iter_rows(named=True):
@@ -141,7 +222,9 @@ def _mappings(frame: pl.DataFrame) -> Iterator[Step]:
             collection = "no collection" if row["icid"] is None else f"collection {row['icid']}"
             yield Step(row["from_seq"], row["from_ns"], None, "table", f"{name} means this LPI, {collection}")
         if row["to_seq"] is not None:
-            followed = frame.filter((pl.col("from_seq") == row["to_seq"]) & (pl.col("its") == row["its"])).height
+            followed = frame.filter(
+                (pl.col("from_seq") == row["to_seq"]) & (pl.col("its") == row["its"])
+            ).height
             if not followed:
                 yield Step(row["to_seq"], row["to_ns"], None, "table", f"{name} means it no longer")
 
@@ -160,10 +243,17 @@ def _injections(frame: pl.DataFrame, mappings: pl.DataFrame, vm: int, intid: int
     """MSIs that KVM resolved to this LPI, and refused ones of an event that meant it then."""
     rows = frame.filter(pl.col("vm") == vm)
     unresolved = rows.filter(pl.col("intid").is_null()).join(
-        mappings.select("its", "device_id", "event_id", "from_seq", "to_seq"), on=["its", "device_id", "event_id"]
+        mappings.select("its", "device_id", "event_id", "from_seq", "to_seq"),
+        on=["its", "device_id", "event_id"],
     )
-    live = (pl.col("seq") >= pl.col("from_seq").fill_null(0)) & (pl.col("to_seq").is_null() | (pl.col("seq") <= pl.col("to_seq")))
-    return pl.concat([rows.filter(pl.col("intid") == intid), unresolved.filter(live).select(rows.columns)]).unique("seq").sort("seq")
+    live = (pl.col("seq") >= pl.col("from_seq").fill_null(0)) & (
+        pl.col("to_seq").is_null() | (pl.col("seq") <= pl.col("to_seq"))
+    )
+    return (
+        pl.concat([rows.filter(pl.col("intid") == intid), unresolved.filter(live).select(rows.columns)])
+        .unique("seq")
+        .sort("seq")
+    )
 
 
 def _msi(row: Row) -> str:
@@ -176,7 +266,9 @@ def _msi(row: Row) -> str:
 
 
 def _queueing(row: Row) -> str:
-    state = [word for word in ("pending", "active") if row[word]] + ([] if row["enabled"] is not False else ["disabled"])
+    state = [word for word in ("pending", "active") if row[word]] + (
+        [] if row["enabled"] is not False else ["disabled"]
+    )
     holder = "" if row["owner_vcpu"] is None else f", on the list of vCPU {row['owner_vcpu']} already"
     why = {"inv": ", configuration read again", "other": ""}.get(row["cause"] or "other", "")
     return f"queued for vCPU {known(row['target_vcpu'])}{holder} ({', '.join(state) or 'not pending'}{why})"
@@ -197,11 +289,9 @@ def _fold(row: Row) -> str:
 
 
 def _config(row: Row) -> str:
-    cause = "" if row["cause"] in (None, "other") else f" ({row['cause'].upper()})"
     if row["result"] not in (0, None):
-        return f"KVM could not read its configuration{cause}: {row['result']}"
-    enabled = {True: "enabled", False: "disabled", None: "?"}[row["enabled"]]
-    return f"KVM reads its configuration{cause}: {enabled}, priority {_priority(row['priority'])}"
+        return f"KVM could not read its configuration: {row['result']}"
+    return f"KVM reads its configuration: {_ENABLED[row['enabled']]}, priority {_priority(row['priority'])}"
 
 
 # --- telling it
@@ -212,10 +302,11 @@ def told(sheet: Sheet, analysis: Analysis, tale: Story, *, show: int | None = No
     yield from _summary(sheet, analysis, tale)
     yield Text()
     steps = tale.steps if show is None else tale.steps[:show]
-    before: int | None = None
+    before: Step | None = None
+    width = max((len(seconds(step.time_ns, 9)) for step in steps), default=0)
     for step in steps:
-        yield from _line(sheet, step, before)
-        before = step.time_ns if step.time_ns is not None else before
+        yield from _line(sheet, step, before, width)
+        before = step
     if len(steps) < len(tale.steps):
         yield Text(f"{len(steps):,} of {len(tale.steps):,} steps shown; --limit 0 shows all", "dim italic")
 
@@ -226,40 +317,63 @@ def _summary(sheet: Sheet, analysis: Analysis, tale: Story) -> Iterator[Text]:
     counts = lives.group_by("outcome").len().sort("len", descending=True)
     parts = [f"{count:,} {outcome or 'unknown'}" for outcome, count in counts.iter_rows()]
     yield sheet.rule(f"LPI {tale.intid}", f"VM {tale.vm}")
-    yield from wrap(f"{plural(lives.height, 'MSI')}{': ' + ', '.join(parts) if parts else ''}", sheet.prose, first="  ")
+    yield from wrap(
+        f"{plural(lives.height, 'MSI')}{': ' + ', '.join(parts) if parts else ''}", sheet.prose, first="  "
+    )
     vcpus = lives["filled_vcpu"].drop_nulls().value_counts(sort=True)
     if vcpus.height:
-        taken = ", ".join(f"vCPU {vcpu} {count:,}" for vcpu, count in vcpus.iter_rows())
-        yield from wrap(f"into list registers of {taken}", sheet.prose, first="  ")
+        taken = listed([f"vCPU {vcpu} ({count:,})" for vcpu, count in vcpus.iter_rows()])
+        yield from wrap(f"first filled into list registers of {taken}", sheet.prose, first="  ")
     measured = latency(lives)
     if measured is not None:
-        text = f"MSI to list register: p50 {duration(measured.p50)}, p99 {duration(measured.p99)}, max {duration(measured.max)}"
+        half, most, longest = (duration(value) for value in (measured.p50, measured.p99, measured.max))
+        text = f"MSI to list register: p50 {half}, p99 {most}, max {longest}"
         yield from wrap(text, sheet.prose, first="  ")
 
 
-def _line(sheet: Sheet, step: Step, before: int | None) -> Iterator[Text]:
-    since = delta(step.time_ns - before) if step.time_ns is not None and before is not None else ""
-    cpu = "     " if step.cpu is None else f"[{step.cpu:03d}]"
-    head = f"{seconds(step.time_ns, 9):>16} {since:>9}  {cpu} {step.kind:<8} "
-    style = _STYLES.get(step.kind, "")
+def _line(sheet: Sheet, step: Step, before: Step | None, width: int) -> Iterator[Text]:
+    """A step, with the time since the one before; no times where it is an effect of the same record.
+
+    On a narrow sheet the text alone says what kind of step it is.
+    """
+    same = before is not None and before.seq == step.seq
+    time = "" if same else seconds(step.time_ns, 9)
+    since = ""
+    if before is not None and not same and None not in (step.time_ns, before.time_ns):
+        since = delta((step.time_ns or 0) - (before.time_ns or 0))
+    head = f"{time:>{width}} {since:>9}  "
+    if sheet.width is None or sheet.width >= _WIDE:
+        cpu = "" if step.cpu is None or same else f"[{step.cpu:03d}]"
+        head += f"{cpu:5} {step.kind:<8}  "
     if sheet.width is None:
         yield clean(head + step.text)
         return
+    style = STYLES[Severity(step.severity)] if step.severity else _STYLES.get(step.kind, "")
     for at, line in enumerate(wrap(step.text, sheet.width, first=head)):
         if at == 0:
-            line.stylize("dim", 17, len(head))
+            line.stylize("dim", width, len(head))
         if style:
             line.stylize(style, len(head))
         yield line
 
 
-def story_document(tale: Story) -> dict[str, Any]:
+def story_document(analysis: Analysis, tale: Story) -> dict[str, Any]:
     """The story for a program."""
     return {
         "vm": tale.vm,
         "intid": tale.intid,
         "steps": [
-            {"seq": s.seq, "time_ns": s.time_ns, "cpu": s.cpu, "kind": s.kind, "text": s.text, "severity": s.severity}
+            {
+                "seq": s.seq,
+                "time_ns": s.time_ns,
+                "cpu": s.cpu,
+                "kind": s.kind,
+                "text": s.text,
+                "severity": s.severity,
+            }
             for s in tale.steps
         ],
+        "lives": analysis.lives.lives.filter((pl.col("vm") == tale.vm) & (pl.col("intid") == tale.intid))
+        .drop("vm", "intid")
+        .to_dicts(),
     }

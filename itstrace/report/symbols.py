@@ -1,23 +1,27 @@
 """How an event's own print format says its fields: which are hex, and which numbers have names.
 
-Only what stands there plainly is used (`__print_symbolic`, `__print_flags`, `f ? "a" : "b"`, `%x`); anything cleverer leaves
-the number as it is, which is never wrong.
+Only what stands there plainly is used (`__print_symbolic`, `__print_flags`, `f ? "a" : "b"`, `%x`);
+anything cleverer leaves the number as it is, which is never wrong.
 
-Source: include/trace/stages/stage3_trace_output.h (__print_symbolic, __print_flags), Documentation/trace/events.rst
+Source: include/trace/stages/stage3_trace_output.h (__print_symbolic, __print_flags),
+Documentation/trace/events.rst
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from itstrace.readers.base import EventFormat
 
 #: Conversions of a print format. Source: Documentation/core-api/printk-formats.rst
-_CONVERSION: Final = re.compile(r"%[-+ #0]*(?:\d+|\*)?(?:\.(?:\d+|\*))?(?:hh|h|ll|l|L|z|t|j)?([a-zA-Z%])([a-zA-Z]*)")
+_CONVERSION: Final = re.compile(
+    r"%[-+ #0]*(?:\d+|\*)?(?:\.(?:\d+|\*))?(?:hh|h|ll|l|L|z|t|j)?([a-zA-Z%])([a-zA-Z]*)"
+)
 _FIELD: Final = re.compile(r"^\(*(?:\([a-z_0-9 *]+\))?\s*REC->(\w+)\)*$")
 _TERNARY: Final = re.compile(r"""^\(*REC->(\w+)\)*\s*\?\s*(["'])(.*?)\2\s*:\s*(["'])(.*?)\4$""")
 _NUMBER: Final = re.compile(r"0[xX][0-9a-fA-F]+|\d+")
@@ -54,7 +58,9 @@ def namings(event: EventFormat) -> dict[str, Naming]:
         name, naming = _read(argument, is_hex=conversion in "xXp")
         if name is not None:
             before = found.get(name, Naming())
-            found[name] = Naming(before.is_hex or naming.is_hex, {**before.names, **naming.names}, before.flags or naming.flags)
+            found[name] = Naming(
+                before.is_hex or naming.is_hex, {**before.names, **naming.names}, before.flags or naming.flags
+            )
     return found
 
 
@@ -77,11 +83,15 @@ def _read(argument: str, *, is_hex: bool) -> tuple[str | None, Naming]:
     if name is None:
         return None, Naming()
     pairs = [pair for pair in map(_pair, rest) if pair is not None]
-    return (name[1], Naming(names=dict(pairs))) if tabled[1] == "symbolic" else (name[1], Naming(flags=tuple(pairs)))
+    return (
+        (name[1], Naming(names=dict(pairs)))
+        if tabled[1] == "symbolic"
+        else (name[1], Naming(flags=tuple(pairs)))
+    )
 
 
 def _pair(text: str) -> tuple[int, str] | None:
-    """`{ 0x24, "DABT_LOW" }`; None where the value is no plain number, or a delimiter stands there instead."""
+    """`{ 0x24, "DABT_LOW" }`; None where the value is no plain number, or a delimiter stands there."""
     text = text.strip()
     if not text.startswith("{") or not text.endswith("}"):
         return None
@@ -98,8 +108,12 @@ def _value(text: str) -> int | None:
     terms = bare.removeprefix("-").split("<<")
     if len(terms) > 2 or not all(_NUMBER.fullmatch(term) for term in terms):
         return None
-    numbers = [int(term, 16) if term[:2] in ("0x", "0X") else int(term, 8 if term[0] == "0" and set(term) <= set("01234567") else 10)
-               for term in terms]
+    numbers = [
+        int(term, 16)
+        if term[:2] in ("0x", "0X")
+        else int(term, 8 if term[0] == "0" and set(term) <= set("01234567") else 10)
+        for term in terms
+    ]
     if len(numbers) == 2 and numbers[1] > 63:
         return None
     return sign * (numbers[0] << numbers[1] if len(numbers) == 2 else numbers[0])

@@ -1,9 +1,8 @@
-"""The report of `analyze` for a person: the verdict, what was captured, the findings, the tables, the times, the coverage."""
+"""The report of `analyze` for a person: verdict, capture, findings, tables, times, coverage."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import polars as pl
@@ -14,10 +13,12 @@ from itstrace.report import figures
 from itstrace.report.coverage import coverage
 from itstrace.report.finding import STYLES, Naming, findings
 from itstrace.report.layout import Cell, Column, Sheet, facts, table, wrap
-from itstrace.report.state import its_name, state
+from itstrace.report.state import State, its_name, right
 from itstrace.report.text import duration, hexa, listed, number, plain, plural, seconds, size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from itstrace.analysis import Analysis
     from itstrace.readers.base import CaptureInfo, Damage
 
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
 ROWS_SHOWN: Final = 12
 SLOWEST_SHOWN: Final = 8
 _DAMAGE_SHOWN: Final = 3
+_MARKER_SHOWN: Final = 60
+
+#: The codes that a headline names besides the first.
+_CODES_NAMED: Final = 4
 
 _WRONG: Final = {
-    Kind.HOST: "KVM departs from what its guest's ITS commands say",
+    Kind.HOST: "KVM departs from its guest's ITS commands",
     Kind.LIFE: "Interrupts went astray",
     Kind.GUEST: "The guest's ITS commands are wrong",
-    Kind.EVIDENCE: "The capture is not whole",
 }
 
 
@@ -48,10 +52,8 @@ def report(sheet: Sheet, analysis: Analysis, why: Callable[[str], str], rules: i
         yield Text()
         yield from findings(sheet, analysis.findings, naming, why)
     yield sheet.rule("Tables", _as_of(analysis))
-    yield from state(
-        sheet, figures.tables_at(analysis), analysis.observations.itss, counted=figures.traffic(analysis), show=ROWS_SHOWN,
-        more="`itstrace tables` has all",
-    )  # fmt: skip
+    tables, itss, counted = figures.tables_at(analysis), analysis.observations.itss, figures.traffic(analysis)
+    yield from State(sheet, tables, itss, counted, ROWS_SHOWN, "`itstrace tables` has all").lines()
     yield from latencies(sheet, analysis)
     yield sheet.rule("Coverage")
     seen = figures.observed(analysis.observations)
@@ -68,37 +70,40 @@ def tally(found: Sequence[Finding]) -> str:
 
 
 def verdict(sheet: Sheet, analysis: Analysis, naming: Naming, rules: int) -> Iterator[Text]:
-    """What is wrong, or that nothing is, and how sure that is: one or two sentences."""
-    wrong = [f for f in analysis.findings if f.kind is not Kind.EVIDENCE and f.severity is not Severity.NOTE]
-    if wrong:
-        first = wrong[0]
-        what = f"{_WRONG[first.kind]}: {_short(first, naming)}."
-        yield from wrap(Text(plain(what), STYLES[first.severity]), sheet.prose)
-        yield from wrap(_in_all(analysis, wrong), sheet.prose)
-    else:
+    """What is wrong, a sentence for each kind, or that nothing is; and how sure that is."""
+    real = [finding for finding in analysis.findings if finding.kind is not Kind.EVIDENCE]
+    worst = min(
+        (finding.severity for finding in real), key=lambda severity: severity.rank, default=Severity.NOTE
+    )
+    wrong = [] if worst is Severity.NOTE else [finding for finding in real if finding.severity is worst]
+    for kind, words in _WRONG.items():
+        mine = [finding for finding in wrong if finding.kind is kind]
+        if mine:
+            yield from wrap(Text(plain(f"{words}: {_headline(mine, naming)}."), STYLES[worst]), sheet.prose)
+    if not wrong:
         yield from wrap(Text("Nothing wrong was found.", "bold green"), sheet.prose)
         yield from wrap(_went_through(analysis), sheet.prose)
     yield from wrap(_sureness(analysis, wrong, rules), sheet.prose)
 
 
-def _short(finding: Finding, naming: Naming) -> str:
-    words = [finding.name.replace("-", " ")]
-    subject = naming.subject(finding)
-    if subject:
-        words.append(f"of {subject}")
-    times = f"{finding.count:,} times, first at" if finding.count > 1 else "at"
-    if finding.time_ns is not None:
-        words.append(f"{times} {seconds(finding.time_ns)}")
-    return f"{' '.join(words)} ({finding.code})"
-
-
-def _in_all(analysis: Analysis, wrong: Sequence[Finding]) -> str:
-    kinds = Counter(finding.kind for finding in wrong)
-    whose = {Kind.HOST: "KVM's", Kind.LIFE: "about lives of LPIs", Kind.GUEST: "the guest's"}
-    parts = [f"{kinds[kind]} {words}" for kind, words in whose.items() if kinds[kind]]
-    if len(wrong) == 1:
-        return f"In all {tally(analysis.findings)}."
-    return f"In all {tally(analysis.findings)}; of the errors and warnings {listed(parts)}."
+def _headline(mine: Sequence[Finding], naming: Naming) -> str:
+    """The worst finding of a kind, and how many more there are, by name."""
+    first = mine[0]
+    subject = naming.brief(first)
+    parts = [f"{first.name} ({first.code}){f' on {subject}' if subject else ''}"]
+    if first.time_ns is not None:
+        parts += [f"{'first ' if first.count > 1 else ''}at {seconds(first.time_ns)}"]
+    parts += [f"{first.count:,} times"] if first.count > 1 else []
+    others = Counter(finding.code for finding in mine[1:])
+    if not others:
+        return ", ".join(parts)
+    codes = list(others)
+    named = (
+        listed(codes[:_CODES_NAMED])
+        if len(codes) <= _CODES_NAMED
+        else f"{', '.join(codes[:_CODES_NAMED])} and others"
+    )
+    return f"{', '.join(parts)}; and {plural(others.total(), 'more finding')} ({named})"
 
 
 def _went_through(analysis: Analysis) -> str:
@@ -115,17 +120,23 @@ def _went_through(analysis: Analysis) -> str:
 def _sureness(analysis: Analysis, wrong: Sequence[Finding], rules: int) -> str:
     parts = []
     if wrong:
-        sure = wrong[0].confidence
-        words = {Confidence.CERTAIN: "certain", Confidence.LIKELY: "likely, not certain", Confidence.UNPROVEN: "unproven"}
-        parts.append(f"The first of them is {words[sure]}")
+        sure = Counter(finding.confidence for finding in wrong)
+        if len(wrong) == 1:
+            parts.append(f"This is {wrong[0].confidence}")
+        elif len(sure) == 1:
+            parts.append(f"All {len(wrong)} are {wrong[0].confidence}")
+        else:
+            parts.append(
+                f"Of these {listed([f'{sure[level]} are {level}' for level in Confidence if sure[level]])}"
+            )
     if analysis.gaps.height:
         parts.append(f"records were lost in {plural(analysis.gaps.height, 'place')}")
     if analysis.damage:
         parts.append("the file is damaged")
     if analysis.skipped:
         parts.append(f"{len(analysis.skipped)} of {rules} rules could not run for want of recordings")
-    if not parts:
-        return f"All {rules} rules ran, and no records were lost."
+    if not analysis.gaps.height and not analysis.skipped and not analysis.damage:
+        parts.append(f"all {rules} rules ran and no records were lost")
     text = f"{'; '.join(parts)}."
     return text[0].upper() + text[1:]
 
@@ -155,10 +166,11 @@ def captured(sheet: Sheet, analysis: Analysis) -> Iterator[Text]:
 
 def about_file(info: CaptureInfo, *, modelled: str = "") -> list[tuple[str, Cell]]:
     """The file and the host that it comes from."""
-    kernel = info.kernel or "unknown"
+    kernel = [info.kernel or "unknown", *([info.arch] if info.arch else [])]
+    modelled = f"; replayed as {modelled}" if modelled else ""
     return [
         ("file", f"{info.path} ({size(info.size_bytes)}, {info.format})"),
-        ("kernel", f"{kernel}{f', {info.arch}' if info.arch else ''}{f'; replayed as {modelled}' if modelled else ''}"),
+        ("kernel", f"{', '.join(kernel)}{modelled}"),
     ]
 
 
@@ -178,7 +190,8 @@ def lost(gaps: pl.DataFrame) -> str:
     amount = f"{int(counted.sum()):,} lost" if counted.len() == gaps.height else "some lost"
     if 0 < counted.len() < gaps.height:
         amount = f"{int(counted.sum()):,} or more lost"
-    return f"{amount} in {plural(gaps.height, 'place')} (CPU {listed([str(c) for c in sorted(gaps['cpu'].unique())])})"
+    cpus = listed([str(cpu) for cpu in sorted(gaps["cpu"].unique())])
+    return f"{amount} in {plural(gaps.height, 'place')} (CPU {cpus})"
 
 
 def damage_words(damage: Sequence[Damage]) -> str:
@@ -198,7 +211,10 @@ def _guests(analysis: Analysis) -> Iterator[str]:
         count = vcpus.filter(pl.col("vm") == vm["vm"])["vcpu"].n_unique()
         begun = "from its start" if vm["complete"] else "already running"
         ended = "" if vm["end_ns"] is None else f", torn down at {seconds(vm['end_ns'])}"
-        bases = listed([f"ITS {its} at {hexa(base)}" for its, base in mine.select("its", "base_gpa").iter_rows()]) or "no ITS seen"
+        bases = (
+            listed([f"ITS {its} at {hexa(base)}" for its, base in mine.select("its", "base_gpa").iter_rows()])
+            or "no ITS seen"
+        )
         yield f"{its_name(vm['vm'], None)}: {plural(count, 'vCPU')}, {bases}, {begun}{ended}"
 
 
@@ -224,14 +240,19 @@ def _markers(markers: pl.DataFrame) -> str:
     if markers.is_empty():
         return ""
     first = markers.row(0, named=True)
-    return f"{plural(markers.height, 'note')}, the first at {seconds(first['time_ns'])}: {plain((first['text'] or '')[:60])}"
+    text = plain((first["text"] or "")[:_MARKER_SHOWN])
+    return f"{plural(markers.height, 'note')}, the first at {seconds(first['time_ns'])}: {text}"
 
 
 def _as_of(analysis: Analysis) -> str:
     ends = analysis.observations.vms["end_ns"].drop_nulls()
     if ends.is_empty():
         return "as of the end"
-    return "just before the teardown" if ends.len() == analysis.observations.vms.height else "as of the end, or before the teardown"
+    return (
+        "just before the teardown"
+        if ends.len() == analysis.observations.vms.height
+        else "as of the end, or before the teardown"
+    )
 
 
 # --- how long it took
@@ -244,7 +265,7 @@ def latencies(sheet: Sheet, analysis: Analysis) -> Iterator[Text]:
     if whole is None:
         return
     yield sheet.rule("Latency", f"of {plural(whole.count, 'delivered MSI')}")
-    columns = [Column("stage"), *(Column(name, right=True) for name in ("p50", "p99", "max"))]
+    columns = [Column("stage"), *right("p50", "p99", "max")]
     rows = []
     for title, begin, end in figures.STAGES:
         stage = figures.latency(lives, begin, end)
@@ -253,7 +274,7 @@ def latencies(sheet: Sheet, analysis: Analysis) -> Iterator[Text]:
     yield from table(sheet, columns, rows)
     yield Text()
     many_vms = analysis.observations.vms.height > 1
-    columns = [Column("LPI", right=True), *(Column(name, right=True) for name in ("delivered", "p50", "p99", "max"))]
+    columns = right("LPI", "delivered", "p50", "p99", "max")
     lines = [
         [
             f"{intid} (VM {vm})" if many_vms else str(intid),
@@ -267,5 +288,3 @@ def latencies(sheet: Sheet, analysis: Analysis) -> Iterator[Text]:
     yield Text("  slowest LPIs, MSI to list register")
     yield from table(sheet, columns, lines, show=SLOWEST_SHOWN, more="--json has all of them")
     yield Text()
-
-

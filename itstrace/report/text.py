@@ -12,7 +12,7 @@ _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def plain(text: str) -> str:
-    """The text with everything that a terminal could obey, hide or reorder spelled out (`\\x1b`, `\\u202e`, `\\n`)."""
+    """The text with everything that a terminal could obey, hide or reorder spelled out in escapes."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else _SHORT.get(char) or _escaped(ord(char)) for char in text)
