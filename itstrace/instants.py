@@ -10,7 +10,7 @@ from itstrace.errors import UsageError
 if TYPE_CHECKING:
     import polars as pl
 
-_SECONDS = re.compile(r"([+-]?)(\d{1,10})(?:\.(\d{0,9}))?")
+_SECONDS = re.compile(r"([+-]?)([0-9]{1,10})(?:\.([0-9]{0,9}))?")
 #: Digits of a time stamp's fraction in a trace's text.
 _PRINTED_DIGITS = 6
 _SHOWN = 8

@@ -97,7 +97,7 @@ def tables_in_memory(memory: MemoryImage, registers: TableRegisters) -> SavedTab
 def guest_properties(
     memory: MemoryImage, propbaser: int | None, intids: Iterable[int]
 ) -> dict[int, tuple[bool, int]] | None:
-    """What the guest's own configuration table says of LPIs: (enabled, priority) by INTID; None without a table.
+    """What the guest's configuration table says of LPIs: (enabled, priority) by INTID; None without a table.
 
     KVM acts on what it read last, not on this. Kernel: vgic-its.c:update_lpi_config (v6.12)
     """
