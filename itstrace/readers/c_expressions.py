@@ -1,7 +1,8 @@
 """The C expressions of an event's `print fmt`: parsed once, evaluated for one row at a time.
 
-They are what TP_printk holds, with macros expanded: `REC->field`, casts, operators, and the kernel's `__print_*` and
-`__get_*` helpers. What is beyond this raises `BeyondError`, and the caller prints the fields as they are.
+They are what TP_printk holds, with macros expanded: `REC->field`, casts, operators, and the kernel's
+`__print_*` and `__get_*` helpers. What is beyond this raises `BeyondError`, and the caller prints the fields
+as they are.
 
 Source: include/trace/stages/stage3_trace_output.h (v6.12)
 """
@@ -34,6 +35,7 @@ class FieldReference:
     name: str
 
     def __call__(self, row: Row) -> object:
+        """Give the field's value."""
         try:
             value = row[column_name(self.name)]
         except KeyError as error:
@@ -106,15 +108,15 @@ class Parser:
         at = self.position + ahead
         return self.tokens[at] if at < len(self.tokens) else ""
 
-    def _take(self, token: str) -> bool:
-        if self._peek() != token:
+    def _take(self, lexeme: str) -> bool:
+        if self._peek() != lexeme:
             return False
         self.position += 1
         return True
 
-    def _expect(self, token: str) -> None:
-        if not self._take(token):
-            raise BeyondError(f"{self._peek()!r} stands where {token!r} should")
+    def _expect(self, lexeme: str) -> None:
+        if not self._take(lexeme):
+            raise BeyondError(f"{self._peek()!r} stands where {lexeme!r} should")
 
     def _ternary(self) -> Evaluate:
         self.depth += 1
@@ -136,22 +138,22 @@ class Parser:
             return self._unary()
         left = self._binary(level + 1)
         while self._peek() in _LEVELS[level]:
-            token = self._peek()
+            lexeme = self._peek()
             self.position += 1
-            left = _operation(token, left, self._binary(level + 1))
+            left = _operation(lexeme, left, self._binary(level + 1))
         return left
 
     def _unary(self) -> Evaluate:
-        token = self._peek()
-        if token in _UNARY:
+        lexeme = self._peek()
+        if lexeme in _UNARY:
             self.position += 1
             self.depth += 1
             if self.depth > MAX_DEPTH:
                 raise BeyondError("nested too deeply")
-            operand, apply = self._unary(), _UNARY[token]
+            operand, apply = self._unary(), _UNARY[lexeme]
             self.depth -= 1
             return lambda row: wrap(apply(number(operand(row))))
-        if token == "(" and (c_type := self._cast()) is not None:
+        if lexeme == "(" and (c_type := self._cast()) is not None:
             return _convert(c_type, self._unary())
         return self._postfix(self._primary())
 
@@ -168,32 +170,32 @@ class Parser:
         return " ".join(words)
 
     def _primary(self) -> Evaluate:
-        token = self._peek()
+        lexeme = self._peek()
         self.position += 1
-        if token == "(":
+        if lexeme == "(":
             inner = self._ternary()
             self._expect(")")
             return inner
-        if token.startswith('"'):
-            parts = [unquote(token)]
+        if lexeme.startswith('"'):
+            parts = [unquote(lexeme)]
             while self._peek().startswith('"'):
                 parts.append(unquote(self._peek()))
                 self.position += 1
             text = "".join(parts)
             return lambda _: text
-        if token.startswith("'"):
-            character = unquote(token)
+        if lexeme.startswith("'"):
+            character = unquote(lexeme)
             if len(character) != 1:
-                raise BeyondError(f"{token} is no character")
+                raise BeyondError(f"{lexeme} is no character")
             return lambda _: ord(character)
-        if token[:1].isdigit():
-            value = _integer(token)
+        if lexeme[:1].isdigit():
+            value = _integer(lexeme)
             return lambda _: value
-        if token in ("REC", "__entry"):
+        if lexeme in ("REC", "__entry"):
             return _record
         if self._peek() == "(":
-            return self._call(token)
-        raise BeyondError(f"{token!r} has no value here")
+            return self._call(lexeme)
+        raise BeyondError(f"{lexeme!r} has no value here")
 
     def _postfix(self, base: Evaluate) -> Evaluate:
         while True:
@@ -246,7 +248,7 @@ class Parser:
                 return self._named(value, ValueTable(pairs))
             case "__print_flags", [value, delimiter]:
                 return self._named(value, ValueTable(pairs, str(delimiter({}))))
-            case ("__print_hex" | "__print_hex_str"), [array, length]:
+            case (("__print_hex" | "__print_hex_str"), [array, length]):
                 between = "" if name.endswith("str") else " "
                 return lambda row: between.join(f"{b:02x}" for b in octets(array(row))[: number(length(row))])
             case "__print_array", [array, length, _]:
@@ -292,9 +294,9 @@ def wrap(value: int) -> int:
     return value if -(1 << 63) <= value <= MASK_64 else value & MASK_64
 
 
-def unquote(token: str) -> str:
+def unquote(lexeme: str) -> str:
     """Give what a C string or character literal holds."""
-    return _ESCAPE.sub(lambda match: _ESCAPES.get(match[1]) or _escaped(match[1]), token[1:-1])
+    return _ESCAPE.sub(lambda match: _ESCAPES.get(match[1]) or _escaped(match[1]), lexeme[1:-1])
 
 
 def _escaped(code: str) -> str:
@@ -307,12 +309,12 @@ def _record(_: Row) -> object:
     raise BeyondError("the record itself has no value")
 
 
-def _integer(token: str) -> int:
-    digits = token.rstrip("uUlL")
+def _integer(lexeme: str) -> int:
+    digits = lexeme.rstrip("uUlL")
     try:
         return int(digits, 8) if re.fullmatch(r"0[0-7]+", digits) else int(digits, 0)
     except ValueError as error:
-        raise BeyondError(f"{token!r} is no number") from error
+        raise BeyondError(f"{lexeme!r} is no number") from error
 
 
 def _element(array: Evaluate, index: Evaluate) -> Evaluate:
@@ -334,7 +336,10 @@ def _getter(name: str, reference: FieldReference) -> Evaluate:
 
 
 def _array_text(value: object, length: int) -> str:
-    """Write an array as the kernel does. Source: kernel/trace/trace_output.c:trace_print_array_seq (v6.12)."""
+    """Write an array as the kernel does.
+
+    Source: kernel/trace/trace_output.c:trace_print_array_seq (v6.12)
+    """
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise BeyondError(f"{value!r} is no array")
     return "{" + ",".join(f"0x{number(each) & MASK_64:x}" for each in value[:length]) + "}"
@@ -344,12 +349,12 @@ def _choice(condition: Evaluate, then: Evaluate, other: Evaluate) -> Evaluate:
     return lambda row: then(row) if condition(row) else other(row)
 
 
-def _operation(token: str, left: Evaluate, right: Evaluate) -> Evaluate:
-    if token == "&&":
+def _operation(lexeme: str, left: Evaluate, right: Evaluate) -> Evaluate:
+    if lexeme == "&&":
         return lambda row: int(bool(left(row)) and bool(right(row)))
-    if token == "||":
+    if lexeme == "||":
         return lambda row: int(bool(left(row)) or bool(right(row)))
-    apply = _OPERATORS[token]
+    apply = _OPERATORS[lexeme]
     return lambda row: wrap(int(apply(number(left(row)), number(right(row)))))
 
 
@@ -388,7 +393,7 @@ def _convert(c_type: str, value: Evaluate) -> Evaluate:
 
 
 _TOKEN = re.compile(
-    r"""\s+|(?P<token>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)+'|0[xX][0-9a-fA-F]+[uUlL]*|\d+[uUlL]*|[A-Za-z_]\w*"""
+    r"""\s+|(?P<lexeme>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)+'|0[xX][0-9a-fA-F]+[uUlL]*|\d+[uUlL]*|[A-Za-z_]\w*"""
     r"""|->|<<|>>|<=|>=|==|!=|&&|\|\||[-+*/%&|^~!?:,.(){}\[\]<>])""",
     re.DOTALL,
 )
@@ -402,14 +407,16 @@ _OPERATORS: dict[str, Callable[[int, int], int]] = {
     "|": operator.or_, "^": operator.xor, "&": operator.and_, "==": operator.eq, "!=": operator.ne,
     "<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge,
     "<<": lambda a, b: a << (b & 63), ">>": lambda a, b: a >> (b & 63),
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": _divide, "%": lambda a, b: a - b * _divide(a, b),
+    "+": operator.add, "-": operator.sub, "*": operator.mul,
+    "/": _divide, "%": lambda a, b: a - b * _divide(a, b),
 }  # fmt: skip
 _UNARY: dict[str, Callable[[int], int]] = {
     "-": operator.neg, "+": operator.pos, "~": operator.invert, "!": lambda a: int(not a),
 }  # fmt: skip
 #: Words of C types: bits and whether signed.
 _TYPES: dict[str, tuple[int, bool]] = {
-    "void": (0, False), "const": (0, False), "volatile": (0, False), "unsigned": (32, False), "signed": (32, True),
+    "void": (0, False), "const": (0, False), "volatile": (0, False), "unsigned": (32, False),
+    "signed": (32, True),
     "char": (8, True), "short": (16, True), "int": (32, True), "long": (64, True), "bool": (8, False),
     "u8": (8, False), "u16": (16, False), "u32": (32, False), "u64": (64, False),
     "s8": (8, True), "s16": (16, True), "s32": (32, True), "s64": (64, True),

@@ -31,14 +31,18 @@ _MAX_WIDTH = 400
 
 
 def render(event: EventFormat, row: Mapping[str, object]) -> str:
-    """Give the text of one row of a block's frame; `name=value` for each field where the print fmt is beyond us."""
+    """Give the text of one row of a block's frame.
+
+    Where the print fmt is beyond us, that is `name=value` for each field.
+    """
     try:
         text, arguments, _ = _parsed(event.print_fmt)
         return _format(text, iter(arguments), row).strip()
     except (BeyondError, TypeError, ValueError, OverflowError):
         tables = value_tables(event)
         return " ".join(
-            f"{field.name}={_plain(field, row.get(column_name(field.name)), tables)}" for field in event.fields
+            f"{field.name}={_plain(field, row.get(column_name(field.name)), tables)}"
+            for field in event.fields
         )
 
 

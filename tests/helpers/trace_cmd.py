@@ -30,7 +30,10 @@ _LOST = r"CPU:(?P<cpu>\d+) \[(?:(?P<lost>\d+) )?EVENTS DROPPED\]"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What trace-cmd read. Shape: `records` has time_ns, cpu, pid, comm, event, text; `lost` has cpu, lost."""
+    """What trace-cmd read.
+
+    Shape: `records` has time_ns, cpu, pid, comm, event, text; `lost` has cpu, lost
+    """
 
     records: pl.DataFrame
     lost: pl.DataFrame
@@ -84,7 +87,7 @@ def differences(
     *,
     big_endian: bool = False,
 ) -> list[str]:
-    """Compare one event's rows with the reference's texts, field by field; `known` names accepted differences."""
+    """Compare one event's rows with the reference's texts; `known` names the fields left out."""
     names = [field.name for field in event.fields]
     if not names:
         return []

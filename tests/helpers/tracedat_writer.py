@@ -45,7 +45,8 @@ class Machine:
 class Field:
     """One field: a number (`code` of struct, `L` for long, `P` for a pointer), or as named below.
 
-    `code` may be `16s` (char[16]), `6B` or `3L` (arrays), `str`, `I*` (`__data_loc` string, ints) or `rel` (a `__rel_loc` string).
+    `code` may be `16s` (char[16]), `6B` or `3L` (arrays), `str`, `I*` (`__data_loc` string, ints) or `rel` (a
+    `__rel_loc` string).
     """
 
     c_type: str
@@ -243,7 +244,7 @@ class TraceFile:
         """Give the file's bytes."""
         return self._version_6() if self.version == 6 else self._version_7()
 
-    # -- parts that both versions have --------------------------------------------------------------------------
+    # -- parts that both versions have -----------------------------------------------------------------------
 
     def _start(self) -> bytes:
         machine = self.machine
@@ -297,7 +298,7 @@ class TraceFile:
             *self.options,
         ]
 
-    # -- version 6 ----------------------------------------------------------------------------------------------
+    # -- version 6 -------------------------------------------------------------------------------------------
 
     def _version_6(self) -> bytes:
         machine = self.machine
@@ -330,7 +331,7 @@ class TraceFile:
         assert len(head) == after
         return (head + b"".join(tables[1:])).ljust(base, b"\0") + data
 
-    # -- version 7 ----------------------------------------------------------------------------------------------
+    # -- version 7 -------------------------------------------------------------------------------------------
 
     def _version_7(self) -> bytes:
         machine, packed = self.machine, self.compression != "none"

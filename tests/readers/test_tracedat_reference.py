@@ -8,14 +8,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 import zstandard
+from helpers.trace_cmd import differences, needs_trace_cmd, report
 
 from itstrace.readers.tracedat import TraceDat
-from helpers.trace_cmd import differences, needs_trace_cmd, report
 
 _SAMPLES = Path(__file__).parents[2] / "sample-traces"
 _CORPUS = os.environ.get("ITSTRACE_CORPUS")
 
-#: trace-cmd 3.1.6 cannot unpack this file ("cannot uncompress the file"): the same capture, converted to zstd.
+#: trace-cmd 3.1.6 cannot unpack this file ("cannot uncompress the file"): the same capture, converted to
+#: zstd.
 STAND_INS = {"conv-zlib.dat": "conv-zstd.dat"}
 
 #: Fields that the reference does not print as they stand in the record.

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
-
-from itstrace.readers.tracedat import TraceDat
 from helpers.trace_cmd import differences, needs_trace_cmd, report
 from helpers.tracedat_writer import Buffer, Event, Field, Machine, Page, TraceFile, pages
+
+from itstrace.readers.tracedat import TraceDat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,8 +21,10 @@ NUMBERS = Event(
     "numbers",
     [
         Field("u8", "a", "B"), Field("s8", "b", "b"), Field("u16", "c", "H"), Field("s16", "d", "h"),
-        Field("unsigned int", "e", "I"), Field("int", "f", "i"), Field("u64", "g", "Q"), Field("s64", "h", "q"),
-        Field("unsigned long", "l", "L"), Field("void *", "p", "P"), Field("bool", "t", "B"), Field("pid_t", "pid", "i"),
+        Field("unsigned int", "e", "I"), Field("int", "f", "i"),
+        Field("u64", "g", "Q"), Field("s64", "h", "q"),
+        Field("unsigned long", "l", "L"), Field("void *", "p", "P"), Field("bool", "t", "B"),
+        Field("pid_t", "pid", "i"),
     ],
 )  # fmt: skip
 TEXTS = Event(
@@ -31,7 +33,8 @@ TEXTS = Event(
     "texts",
     [
         Field("char[16]", "comm", "16s"), Field("__data_loc char[]", "s", "str"), Field("u8[6]", "mac", "6B"),
-        Field("unsigned long[3]", "args", "3L"), Field("__rel_loc char[]", "r", "rel"), Field("__data_loc u32[]", "list", "I*"),
+        Field("unsigned long[3]", "args", "3L"), Field("__rel_loc char[]", "r", "rel"),
+        Field("__data_loc u32[]", "list", "I*"),
     ],
 )  # fmt: skip
 EMPTY = Event(302, "other", "empty", [])
@@ -78,7 +81,7 @@ def _values(machine: Machine, chance: random.Random) -> tuple[Event, list[Any]]:
 
 
 def _records(machine: Machine, seed: int, count: int, start: int = 10**12) -> list[tuple[int, bytes]]:
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311
     time, made = start, []
     for _ in range(count):
         time += chance.choice((0, 1, 500, 100_000, (1 << 27) - 1, 1 << 27, 1 << 33))
@@ -133,7 +136,7 @@ def _check(path: Path, *, rows: int, reference: Path | None = None) -> TraceDat:
 
 @needs_trace_cmd
 @pytest.mark.parametrize(("version", "compression", "big_endian", "long_bytes", "page_bytes"), ALL_FORMS)
-def test_every_form_of_the_file(
+def test_every_form_of_the_file(  # noqa: PLR0917
     tmp_path: Path, version: Any, compression: Any, big_endian: bool, long_bytes: int, page_bytes: int
 ) -> None:
     """Version, compression, byte order, word size and page size, in every combination."""
@@ -244,7 +247,8 @@ def test_instances_of_other_clocks_are_told_and_read_alone(tmp_path: Path) -> No
     assert (alone.info.clock, alone.info.page_size_bytes) == ("counter", 8192)
 
 
-# Multipliers here are below 2**31: the reference keeps them in a C int, and would extend the sign of a larger one.
+# Multipliers here are below 2**31: the reference keeps them in a C int, and would extend the sign of a larger
+# one.
 
 
 def _time_shift(machine: Machine, flags: int, fractions: bool) -> bytes:
@@ -265,22 +269,24 @@ def _time_shift(machine: Machine, flags: int, fractions: bool) -> bytes:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(lambda m: [(7, b"1234567\0")], id="offset"),
-        pytest.param(lambda m: [(7, b"-999999999\0"), (1, b"0x1f4\0")], id="offset-and-date"),
+        pytest.param(lambda _: [(7, b"1234567\0")], id="offset"),
+        pytest.param(lambda _: [(7, b"-999999999\0"), (1, b"0x1f4\0")], id="offset-and-date"),
         pytest.param(lambda m: [(14, m.pack("IIQ", 0x70000001, 29, 0))], id="tsc"),
         pytest.param(lambda m: [(14, m.pack("IIQ", 2_000_000_000, 32, 12345))], id="tsc-32"),
         pytest.param(lambda m: [(12, _time_shift(m, 1, fractions=False))], id="time-shift"),
         pytest.param(lambda m: [(12, _time_shift(m, 1, fractions=True))], id="time-shift-fractions"),
         pytest.param(lambda m: [(12, _time_shift(m, 0, fractions=True))], id="time-shift-steps"),
-        pytest.param(lambda m: [(12, _time_shift(m, 1, fractions=True)), (14, m.pack("IIQ", 0x60000000, 31, 0)),
+        pytest.param(lambda m: [(12, _time_shift(m, 1, fractions=True)),
+                                (14, m.pack("IIQ", 0x60000000, 31, 0)),
                                 (7, b"17\0")], id="all"),
-        pytest.param(lambda m: [(99, b"what is this"), (11, m.pack("Q", 0xABCDEF)), (2, b"CPU: 0\noverrun: 3\n\0")],
+        pytest.param(lambda m: [(99, b"what is this"), (11, m.pack("Q", 0xABCDEF)),
+                                (2, b"CPU: 0\noverrun: 3\n\0")],
                      id="unknown"),
     ],
 )  # fmt: skip
 def test_times_are_converted_as_the_reference_does(tmp_path: Path, options: Any, big_endian: bool) -> None:
     machine = Machine(big_endian)
-    chance = random.Random(5)
+    chance = random.Random(5)  # noqa: S311
     cpus = {}
     for cpu in (0, 1):
         time, records = 10**12 - 10**8, []

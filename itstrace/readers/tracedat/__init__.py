@@ -1,4 +1,4 @@
-"""The trace.dat reader. Read container.py for the file, windows.py for the streaming, ring.py for the decoding."""
+"""The trace.dat reader: container.py for the file, windows.py for the streaming, ring.py for the decoding."""
 
 from itstrace.readers.tracedat.reader import TraceDat
 

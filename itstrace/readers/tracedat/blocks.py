@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,7 +104,7 @@ class BlockDecoder:
 
     def _times(self, batch: Batch, records: Records, bounds: list[int]) -> npt.NDArray[np.int64]:
         """Convert stamps to times, and see to it that they never fall within a CPU."""
-        parts = [slice(before, after) for before, after in zip(bounds, bounds[1:], strict=False)]
+        parts = [slice(before, after) for before, after in pairwise(bounds)]
         times = records.stamp.view(np.int64)
         if not all(stream.clock.is_plain for stream in batch.streams):
             converted = [
@@ -119,7 +120,8 @@ class BlockDecoder:
         falls[inner[(inner > 0) & (inner < len(times))] - 1] = False  # from one CPU to the next it may
         if not falls.any() and bool(np.all((times >= floor) & (times <= ceiling))):
             return times
-        # Rare: a clock that was set back, or damage. The order in the buffer is the truth; the time follows it.
+        # Rare: a clock that was set back, or damage. The order in the buffer is the truth; the time follows
+        # it.
         mended = np.clip(times, floor, ceiling)
         for part in parts:
             mended[part] = np.maximum.accumulate(mended[part])
@@ -144,7 +146,7 @@ class BlockDecoder:
 def _within_span(
     batch: Batch, records: Records, times: npt.NDArray[np.int64], bounds: list[int]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32], npt.NDArray[np.int64], list[int]]:
-    """Give words, sizes and times of the records that lie in the batch's span, and how many each stream has."""
+    """Give words, sizes and times of the records in the batch's span, and how many each stream has."""
     spans = []
     for i in range(len(batch.streams)):
         part = times[bounds[i] : bounds[i + 1]]

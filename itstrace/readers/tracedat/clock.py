@@ -1,6 +1,6 @@
 """From ring buffer stamps to nanoseconds: guest synchronisation, TSC conversion and fixed offsets.
 
-Source: trace-cmd.dat.v7(5), options OFFSET, TIME_SHIFT, TSC2NSEC; trace-cmd trace-input.c:timestamp_calc (3.1)
+Source: trace-cmd.dat.v7(5), options OFFSET, TIME_SHIFT, TSC2NSEC; trace-cmd 3.1 trace-input.c:timestamp_calc
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class Clock:
             )
         if self.tsc is not None and self.tsc.multiplier:
             stamps = _multiply_shift(stamps, self.tsc.multiplier, self.tsc.shift)
-        return stamps.view(np.int64) + np.uint64(self.offset_ns & ((1 << 64) - 1)).view(np.int64)
+        moved: Stamps = stamps + np.uint64(self.offset_ns & ((1 << 64) - 1))
+        return moved.view(np.int64)
 
 
 def _synchronise(stamps: Stamps, cpu: Corrections, *, interpolate: bool) -> Stamps:
@@ -113,7 +114,8 @@ def _synchronise(stamps: Stamps, cpu: Corrections, *, interpolate: bool) -> Stam
     if samples == 0:
         return stamps
     if samples == 1:
-        return stamps + cpu.offsets.view(np.uint64)[0]
+        shifted: Stamps = stamps + cpu.offsets.view(np.uint64)[:1]
+        return shifted
     times = stamps.view(np.int64)
     low = np.clip(np.searchsorted(cpu.times, times, side="right") - 1, 0, samples - 2)
     correction = cpu.offsets[low]
@@ -122,9 +124,11 @@ def _synchronise(stamps: Stamps, cpu: Corrections, *, interpolate: bool) -> Stam
         rise = (times - cpu.times[low]) * (cpu.offsets[low + 1] - cpu.offsets[low])
         # C divides towards zero
         total = rise + span // 2
-        correction = correction + np.where(total < 0, -(-total // span), total // span)
+        with np.errstate(all="ignore"):  # of samples that lie
+            correction = correction + np.where(total < 0, -(-total // span), total // span)
     scaled: Stamps = (stamps * cpu.scalings[low]) >> cpu.fractions[low]
-    return scaled + correction.view(np.uint64)
+    synchronised: Stamps = scaled + correction.view(np.uint64)
+    return synchronised
 
 
 def _multiply_shift(stamps: Stamps, multiplier: int, shift: int) -> Stamps:

@@ -23,7 +23,8 @@ MAGIC = b"\x17\x08\x44tracing"
 COMPRESSED = 1
 #: The CPU column is 16 bits wide.
 MAX_CPUS = 1 << 16
-#: Source: kernel/trace/ring_buffer.c:ring_buffer_subbuf_order_set (v6.12): up to 128 pages, and those up to 64 KiB
+#: Source: kernel/trace/ring_buffer.c:ring_buffer_subbuf_order_set (v6.12): up to 128 pages, and those up to
+#: 64 KiB
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 1024, 128 * 65536
 #: Event ids have 16 bits.
 MAX_EVENTS = 1 << 16
@@ -135,7 +136,8 @@ class Container:
 def read_container(path: Path, data: mmap.mmap) -> Container:
     """Read everything of the file but the records.
 
-    Raises: CaptureError where the file is of another version, a latency file, or too damaged to find any record.
+    Raises: CaptureError where the file is of another version, a latency file, or too damaged to find any
+    record.
     """
     cursor = Cursor(path, data, 0, len(data))
     if cursor.take(len(MAGIC)) != MAGIC:
@@ -353,7 +355,7 @@ def _read_buffer_option(container: Container, cursor: Cursor, data: Cursor) -> B
     return buffer
 
 
-# -- what both versions share ---------------------------------------------------------------------------------
+# -- what both versions share --------------------------------------------------------------------------------
 
 
 def _read_header_info(container: Container, cursor: Cursor) -> None:

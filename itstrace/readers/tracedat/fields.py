@@ -84,8 +84,7 @@ def _whole(name: str, field: EventField, payloads: Payloads, *, dynamic: bool) -
 
 
 def _fixed_array(name: str, field: EventField, dtype: pl.Array, payloads: Payloads) -> pl.Series:
-    assert dtype.inner is not None
-    code = _INTEGER_CODES[type(dtype.inner)]
+    code = _inner_code(dtype)
     width = field.size_bytes // dtype.size
     parts = [payloads.numbers(field.offset_bytes + i * width, code) for i in range(dtype.size)]
     return pl.Series(name, np.stack(parts, axis=1), dtype=dtype)
@@ -94,7 +93,8 @@ def _fixed_array(name: str, field: EventField, dtype: pl.Array, payloads: Payloa
 def _variable(name: str, field: EventField, payloads: Payloads, *, dynamic: bool) -> pl.Series:
     """Make a column of strings, bytes or lists: one Python object a row."""
     if dynamic:
-        # Source: include/trace/stages/stage1_struct_define.h: the low half is the offset, the high half the length
+        # Source: include/trace/stages/stage1_struct_define.h: the low half is the offset, the high half the
+        # length
         if field.size_bytes >= 4:
             places = payloads.numbers(field.offset_bytes, "u4").astype(np.int64)
             starts, sizes = places & 0xFFFF, places >> 16
@@ -116,11 +116,17 @@ def _variable(name: str, field: EventField, payloads: Payloads, *, dynamic: bool
     )
 
 
+def _inner_code(dtype: pl.Array | pl.List) -> str:
+    inner = dtype.inner
+    assert isinstance(inner, pl.DataType)
+    return _INTEGER_CODES[type(inner)]
+
+
 def _reader(field: EventField, *, big_endian: bool) -> Callable[[bytes], object]:
     if isinstance(field.dtype, pl.String):
         return lambda value: value.split(b"\0", 1)[0].decode("utf-8", "replace")
     if isinstance(field.dtype, pl.List):
-        dtype = np.dtype((">" if big_endian else "<") + _INTEGER_CODES[type(field.dtype.inner)])
+        dtype = np.dtype((">" if big_endian else "<") + _inner_code(field.dtype))
         return lambda value: np.frombuffer(
             value[: len(value) // dtype.itemsize * dtype.itemsize], dtype
         ).tolist()

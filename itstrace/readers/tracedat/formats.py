@@ -28,7 +28,8 @@ _SIGNED_INTEGERS: dict[int, pl.DataType] = {1: pl.Int8(), 2: pl.Int16(), 4: pl.I
 _INTEGERS: dict[int, pl.DataType] = {1: pl.UInt8(), 2: pl.UInt16(), 4: pl.UInt32(), 8: pl.UInt64()}
 _TYPE_BYTES = {
     "char": 1, "u8": 1, "s8": 1, "__u8": 1, "__s8": 1, "uint8_t": 1, "int8_t": 1, "bool": 1, "_Bool": 1,
-    "short": 2, "u16": 2, "s16": 2, "__u16": 2, "__s16": 2, "uint16_t": 2, "int16_t": 2, "__le16": 2, "__be16": 2,
+    "short": 2, "u16": 2, "s16": 2, "__u16": 2, "__s16": 2, "uint16_t": 2, "int16_t": 2,
+    "__le16": 2, "__be16": 2,
     "int": 4, "u32": 4, "s32": 4, "__u32": 4, "__s32": 4, "uint32_t": 4, "int32_t": 4, "unsigned": 4,
     "__le32": 4, "__be32": 4, "pid_t": 4, "gfp_t": 4, "enum": 4,
     "u64": 8, "s64": 8, "__u64": 8, "__s64": 8, "uint64_t": 8, "int64_t": 8, "__le64": 8, "__be64": 8,
@@ -36,7 +37,8 @@ _TYPE_BYTES = {
 }  # fmt: skip
 
 
-#: Where the common fields must end, and all others: a record fits in a page, and offsets of arrays have 16 bits.
+#: Where the common fields must end, and all others: a record fits in a page, and offsets of arrays have 16
+#: bits.
 MAX_COMMON_BYTES, MAX_RECORD_BYTES = 16, 1 << 16
 
 
@@ -55,7 +57,10 @@ class PageLayout:
 
 @dataclass(frozen=True, slots=True)
 class CommonLayout:
-    """Where every record keeps its event id and its task. Source: include/linux/trace_events.h:struct trace_entry."""
+    """Where every record keeps its event id and its task.
+
+    Source: include/linux/trace_events.h:struct trace_entry (v6.12)
+    """
 
     type_offset: int = 0
     type_bytes: int = 2

@@ -1,7 +1,7 @@
 """One CPU's pages in the order of the file, checked and brought in piece by piece.
 
-Pages of a CPU are ordered by time, and the stamp in a page's header is the time of its first record. That is all
-that is needed to cut a capture into spans of time without decoding it, see windows.py.
+Pages of a CPU are ordered by time, and the stamp in a page's header is the time of its first record. That is
+all that is needed to cut a capture into spans of time without decoding it, see windows.py.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Run:
 class CpuPages:
     """The pages of one CPU of one buffer, between the file and the batches.
 
-    `runs` holds what was loaded and is not used up. The newest page waits apart: only with the next one can be told
-    whether its stamp is damaged.
+    `runs` holds what was loaded and is not used up. The newest page waits apart: only with the next one can
+    be told whether its stamp is damaged.
     """
 
     cpu: int
@@ -82,7 +82,8 @@ class CpuPages:
     #: stamp of the newest page in `runs`, and how many bytes of pages ever came there
     newest_ns: int = DAWN
     loaded_bytes: int = 0
-    #: records before this time have been given out; so many pages at the head of `runs` were in an earlier batch
+    #: records before this time have been given out; so many pages at the head of `runs` were in an earlier
+    #: batch
     low_ns: int = DAWN
     stale: int = 0
     #: time of the last record decoded, and what is known to be missing behind it

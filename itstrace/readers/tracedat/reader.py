@@ -64,7 +64,7 @@ class TraceDat:
     def __exit__(self, *reason: object) -> None:
         self.close()
 
-    # -- what the capture says of itself -----------------------------------------------------------------------
+    # -- what the capture says of itself ---------------------------------------------------------------------
 
     @property
     def info(self) -> CaptureInfo:
@@ -83,13 +83,12 @@ class TraceDat:
 
     def close(self) -> None:
         """Let go of the file."""
-        with suppress(
-            BufferError
-        ):  # blocks still being read have views of it: the map goes with the last of them
+        # Blocks still being read have views of the map: it goes with the last of them.
+        with suppress(BufferError):
             self._file.close()
 
     def read(self, name: str, limit: int | None = None) -> pl.DataFrame:
-        """All records of one event (`system:name`, or a bare name that only one system has), or the first `limit`.
+        """All records (or the first `limit`) of one event: `system:name`, or a name only one system has.
 
         Shape: seq, time_ns, cpu, pid, comm, then the event's own fields, in order of time.
         Raises: UsageError where the capture describes no such event, or several of that name.
@@ -102,7 +101,7 @@ class TraceDat:
             rows += frames[-1].height
             if limit is not None and rows >= limit:
                 break
-        whole = pl.concat(frames) if frames else self._choose(full_name, None).empty
+        whole = pl.concat(frames) if frames else self._choose(full_name, None).empty()
         whole = whole if limit is None else whole.head(limit)
         comms = {pid: comm for pid, comm in self._comms.items() if pid >= 0}
         comm = pl.col("pid").replace_strict(comms, default=None, return_dtype=pl.String)
@@ -141,7 +140,7 @@ class TraceDat:
         return found
 
     def disorder(self) -> int:
-        """How many records had stamps that ran backwards within their CPU; they were given the time before them."""
+        """How many records had stamps that ran backwards within their CPU; they got the time before them."""
         return self._complete().disorder
 
     def _complete(self) -> Tally:
@@ -151,10 +150,10 @@ class TraceDat:
         assert self._tally is not None
         return self._tally
 
-    # -- the records -----------------------------------------------------------------------------------------------
+    # -- the records -----------------------------------------------------------------------------------------
 
     def blocks(self, wanted: Wanted) -> Iterator[Block]:
-        """Stream the events asked for, in order of time; names that the capture does not describe are passed over.
+        """Stream the events asked for, in order of time; names unknown to the capture are passed over.
 
         Raises: UsageError where an event has no field of a name asked for.
         """
@@ -176,7 +175,7 @@ class TraceDat:
         tally.finish([source.pages for source in sources])
         self._tally = tally
 
-    # -- opening ---------------------------------------------------------------------------------------------------
+    # -- opening ---------------------------------------------------------------------------------------------
 
     def _sources(self, tally: Tally) -> list[PageSource]:
         """Put a cursor before the first page of every CPU, in the order in which ties are broken."""
@@ -200,7 +199,8 @@ class TraceDat:
 
     def _clock(self, buffer: Buffer) -> Clock:
         container = self._container
-        # Source: trace-cmd trace-input.c:tracecmd_buffer_instance_handle (3.1): instances are not synchronised
+        # Source: trace-cmd trace-input.c:tracecmd_buffer_instance_handle (3.1): instances are not
+        # synchronised
         shift = container.time_shift if buffer.name == "" else None
         return Clock(shift, container.tsc, container.offset_ns)
 

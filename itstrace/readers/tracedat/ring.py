@@ -1,7 +1,8 @@
 """Decoding ring buffer pages in lockstep: step i takes the i-th record of every page of a batch at once.
 
-A page can only be walked from its start, each record's length leading to the next. Pages do not depend on each
-other, so a batch of them is one array of positions, and a handful of numpy operations moves all of them one record on.
+A page can only be walked from its start, each record's length leading to the next. Pages do not depend on
+each other, so a batch of them is one array of positions, and a handful of numpy operations moves all of them
+one record on.
 
 Source: include/linux/ring_buffer.h:enum ring_buffer_type, kernel/trace/ring_buffer.c:rb_event_length (v6.12);
 libtraceevent kbuffer-parse.c for the clock across discarded records.
@@ -10,13 +11,11 @@ libtraceevent kbuffer-parse.c for the clock across discarded records.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from itstrace.readers.tracedat.clock import Stamps
+from itstrace.readers.tracedat.clock import Stamps
 
 #: type_len values; 1 to 28 are a length in words, 0 says that the length stands in the next word
 DATA_LONG, DATA_MAX, PADDING, TIME_EXTEND, TIME_STAMP = 0, 28, 29, 30, 31
@@ -28,6 +27,8 @@ GUARD_WORDS = 4
 Words = npt.NDArray[np.uint32]
 Pages = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 Indices = npt.NDArray[np.int64]
+#: What one step gave: page, payload word, payload length in words, stamp.
+_Step = tuple[Pages, Indices, npt.NDArray[np.uint32], Stamps]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ class Records:
 def decode(words: Words, starts: Indices, ends: Indices, stamps: Stamps, *, big_endian: bool) -> Records:
     """Decode all pages of a batch.
 
-    `words` are the pages' 32-bit words in the machine's own order, with GUARD_WORDS behind them; `starts` and `ends`
-    are word indices of each page's first record and of its end.
+    `words` are the pages' 32-bit words in the machine's own order, with GUARD_WORDS behind them; `starts` and
+    `ends` are word indices of each page's first record and of its end.
     """
     type_shift, type_mask = (27, 31) if big_endian else (0, 31)
     delta_shift, delta_mask = (0, (1 << 27) - 1) if big_endian else (5, (1 << 27) - 1)
@@ -58,10 +59,7 @@ def decode(words: Words, starts: Indices, ends: Indices, stamps: Stamps, *, big_
     filled = np.flatnonzero(starts < ends)
     pages: Pages = filled.astype(np.uint16) if len(starts) <= 1 << 16 else filled.astype(np.uint32)
     at, end, clock = starts[pages], ends[pages], stamps[pages]
-    out_page: list[Pages] = []
-    out_word: list[Indices] = []
-    out_words: list[npt.NDArray[np.uint32]] = []
-    out_stamp: list[Stamps] = []
+    steps: list[_Step] = []
     broken: list[Indices] = []
     while pages.size:
         head = words.take(at)
@@ -73,10 +71,7 @@ def decode(words: Words, starts: Indices, ends: Indices, stamps: Stamps, *, big_
         data = at + 1
         plain = (kind - np.uint32(1)) < DATA_MAX  # kind 0 wraps around to the largest number
         if plain.all():
-            out_page.append(pages)
-            out_word.append(data)
-            out_words.append(kind)
-            out_stamp.append(clock)
+            steps.append((pages, data, kind, clock))
             at = data + kind
             emitted: npt.NDArray[np.bool_] | None = None
         else:
@@ -100,56 +95,44 @@ def decode(words: Words, starts: Indices, ends: Indices, stamps: Stamps, *, big_
                 clock[stamp] = low | (before[stamp] & STAMP_TOP_BITS)
                 at[stamp] = data[stamp] + 1
             if (pad := np.flatnonzero(kind == PADDING)).size:
-                # Without a delta nothing follows on the page; else it is a discarded record, whose delta counts.
+                # Without a delta nothing follows on the page; else it is a discarded record, whose delta
+                # counts.
                 skip = ((words.take(data[pad]) + np.uint32(3)) >> np.uint32(2)).astype(np.int64)
                 at[pad] = np.where(delta[pad] == 0, end[pad], data[pad] + skip)
             chosen = np.flatnonzero(emitted)
-            out_page.append(pages[chosen])
-            out_word.append(data[chosen])
-            out_words.append(length[chosen])
-            out_stamp.append(clock[chosen])
+            steps.append((pages[chosen], data[chosen], length[chosen], clock[chosen]))
         live = at < end
         if not live.all():
             over = at > end
             if over.any():
                 broken.append(pages[over].astype(np.int64))
-                _take_back(out_page, out_word, out_words, out_stamp, over, emitted)
+                # What this step gave for these pages is no record.
+                keep = ~over if emitted is None else ~over[emitted]
+                page, word, size, stamp_of = steps[-1]
+                steps[-1] = (page[keep], word[keep], size[keep], stamp_of[keep])
             pages, at, end, clock = pages[live], at[live], end[live], clock[live]
-    return _by_page(len(starts), out_page, out_word, out_words, out_stamp, broken)
+    return _by_page(len(starts), steps, broken)
 
 
-def _take_back(
-    out_page: list[Pages],
-    out_word: list[Indices],
-    out_words: list[npt.NDArray[np.uint32]],
-    out_stamp: list[Stamps],
-    over: npt.NDArray[np.bool_],
-    emitted: npt.NDArray[np.bool_] | None,
-) -> None:
-    """Take the records that run over their page's end back out of the last step."""
-    keep = ~over if emitted is None else ~over[emitted]
-    out_page[-1] = out_page[-1][keep]
-    out_word[-1] = out_word[-1][keep]
-    out_words[-1] = out_words[-1][keep]
-    out_stamp[-1] = out_stamp[-1][keep]
-
-
-def _by_page(
-    pages: int,
-    out_page: list[Pages],
-    out_word: list[Indices],
-    out_words: list[npt.NDArray[np.uint32]],
-    out_stamp: list[Stamps],
-    broken: list[Indices],
-) -> Records:
+def _by_page(pages: int, steps: list[_Step], broken: list[Indices]) -> Records:
     """Turn steps of pages into pages of steps."""
-    page: Pages = np.concatenate(out_page) if out_page else np.empty(0, np.uint16)
+    if not steps:
+        nothing = np.empty(0, np.int64)
+        return Records(
+            np.empty(0, np.uint16),
+            nothing,
+            np.empty(0, np.uint32),
+            np.empty(0, np.uint64),
+            np.zeros(pages, np.int64),
+            nothing,
+        )
+    page: Pages = np.concatenate([step[0] for step in steps])
     order = np.argsort(page, kind="stable")  # 16 bits: a radix sort
     return Records(
         page[order],
-        (np.concatenate(out_word) if out_word else np.empty(0, np.int64))[order],
-        (np.concatenate(out_words) if out_words else np.empty(0, np.uint32))[order],
-        (np.concatenate(out_stamp) if out_stamp else np.empty(0, np.uint64))[order],
+        np.concatenate([step[1] for step in steps])[order],
+        np.concatenate([step[2] for step in steps])[order],
+        np.concatenate([step[3] for step in steps])[order],
         np.bincount(page, minlength=pages).astype(np.int64),
         np.concatenate(broken) if broken else np.empty(0, np.int64),
     )

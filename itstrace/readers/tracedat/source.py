@@ -193,7 +193,8 @@ class PageSource:
         lost = np.full(len(table), NONE_LOST, np.int64)
         for i in np.flatnonzero(commits & np.uint64(MISSED_EVENTS)).tolist():
             lost[i] = UNKNOWN_LOST
-            # Source: kernel/trace/ring_buffer.c:ring_buffer_read_page (v6.12): the count is a long behind the data
+            # Source: kernel/trace/ring_buffer.c:ring_buffer_read_page (v6.12): the count is a long behind the
+            # data
             at = self._layout.data_offset + int(sizes[i])
             if int(commits[i]) & MISSED_STORED and at + self._commit.itemsize <= table.shape[1]:
                 count = int(table[i, at : at + self._commit.itemsize].view(self._commit)[0])

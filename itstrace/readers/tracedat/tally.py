@@ -22,7 +22,7 @@ MAX_DAMAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A stretch of one CPU's buffer in which records were lost; None where nothing was recorded on that side."""
+    """A stretch of one CPU's buffer with records lost; None where nothing was recorded on that side."""
 
     cpu: int
     from_ns: int | None
@@ -73,7 +73,7 @@ class Tally:
     def note_losses(
         self, batch: Batch, records: Records, times: npt.NDArray[np.int64], bounds: list[int]
     ) -> None:
-        """Keep where records are missing: before pages that say so, and behind a record that cannot be one."""
+        """Keep where records are missing: before pages that say so, and behind a record that is none."""
         ends = np.cumsum(records.per_page)
         marked = (batch.lost != NONE_LOST) & batch.fresh
         broken = records.broken[batch.fresh[records.broken]]
@@ -88,7 +88,7 @@ class Tally:
                 losses[page] = add_lost(losses.get(page, NONE_LOST), int(batch.lost[page]))
             for page in broken[(broken >= first) & (broken < last)].tolist():
                 losses[page + 1] = UNKNOWN_LOST
-                problem = f"a record runs over the end of its page (stamp {batch.stamps[page]}); the page ends before it"
+                problem = f"a record runs over its page (stamp {batch.stamps[page]}); the page ends before it"
                 self.bad(int(batch.file_offset_bytes[page]), stream.cpu, problem)
             stream.lost_behind = NONE_LOST
             for page in sorted(losses):

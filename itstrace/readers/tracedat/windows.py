@@ -1,8 +1,8 @@
 """Cutting a capture into spans of time that fit into memory, from the page headers alone.
 
-A file holds all of CPU 0, then all of CPU 1. One cursor per CPU brings in pages, always of the CPU whose newest page is
-the oldest, until a batch is full. Up to the oldest of all newest pages every CPU's records are at hand: that is the
-span. A page that reaches over the span's end is decoded again with the next one.
+A file holds all of CPU 0, then all of CPU 1. One cursor per CPU brings in pages, always of the CPU whose
+newest page is the oldest, until a batch is full. Up to the oldest of all newest pages every CPU's records are
+at hand: that is the span. A page that reaches over the span's end is decoded again with the next one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ BATCH_BYTES, BATCH_PAGES, MAX_BATCH_BYTES = 8 << 20, 128, 64 << 20
 class Batch:
     """The pages of one span of time, CPU after CPU, copied together.
 
-    `streams[i]` owns the pages `bounds[i]:bounds[i + 1]`, of which the records in [low_ns[i], high_ns[i]) belong here.
+    `streams[i]` owns the pages `bounds[i]:bounds[i + 1]`, of which the records in [low_ns[i], high_ns[i])
+    belong here.
     """
 
     raw: Bytes
@@ -77,8 +78,9 @@ def batches(sources: list[PageSource], data_offset: int, batch_bytes: int | None
         batch = _gather([(source.pages, span_end) for source in sources], data_offset)
         if batch is not None:
             yield batch
-        # So many records may share one time that the span's end never moves, however much is loaded. The order among
-        # them is that of the CPUs: what earlier ones have at that time goes first, then the first that has more.
+        # So many records may share one time that the span's end never moves, however much is loaded. The
+        # order among them is that of the CPUs: what earlier ones have at that time goes first, then the first
+        # that has more.
         while newest and newest[0][0] == span_end and loaded >= batch_bytes:
             stuck = newest[0][1]
             batch = _gather([(source.pages, span_end + 1) for source in sources[: stuck + 1]], data_offset)
