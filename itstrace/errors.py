@@ -6,6 +6,7 @@ mistake is an `assert`. `cli.main` is the only place that catches them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
@@ -77,3 +78,12 @@ class NothingToAnalyzeError(CaptureError):
 
 class DumpError(CaptureError):
     """A state dump (vgic-state, vgic-its-state, table images) that cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One place at which a capture is cut short or damaged, and what was done about it."""
+
+    offset_bytes: int | None
+    cpu: int | None
+    problem: str

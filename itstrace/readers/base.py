@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import polars as pl
 
-from itstrace.errors import UsageError
+from itstrace.errors import Damage, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,15 +49,6 @@ class EventFormat:
     def full_name(self) -> str:
         """`system:name`, the name by which the program speaks of an event."""
         return f"{self.system}:{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """One place at which a capture is cut short or damaged, and what was done about it."""
-
-    offset_bytes: int | None
-    cpu: int | None
-    problem: str
 
 
 @dataclass(slots=True)

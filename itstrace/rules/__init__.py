@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from itstrace.lives import Lives
-    from itstrace.readers.base import Damage
+    from itstrace.errors import Damage
     from itstrace.replay import History
 
 __all__ = ["HEADINGS", "RULES", "Rule", "check"]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from itstrace.lives import Lives
     from itstrace.observe import Observations
-    from itstrace.readers.base import Damage
+    from itstrace.errors import Damage
     from itstrace.replay import History
     from itstrace.rules.registry import Rule
 

@@ -28,7 +28,7 @@ def damaged_capture(case: Case) -> Iterator[Finding]:
     A disk that ran full, a copy that was interrupted, a host that crashed while recording, a mail gateway.
 
     ## When it is wrong
-    Never; the places are named.
+    Never: the places at which the file breaks its own format are named.
 
     ## What to do
     Copy the file again and compare its size and checksum with the original.
