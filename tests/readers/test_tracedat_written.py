@@ -302,3 +302,35 @@ def test_times_are_converted_as_the_reference_does(tmp_path: Path, options: Any,
         assert capture.info.options["option 99"] == "12 bytes"
         assert capture.info.trace_id == 0xABCDEF
         assert "overrun: 3" in capture.info.options["cpu stats 0"]
+
+
+@pytest.mark.parametrize("version", [6, 7])
+def test_spans_of_any_size_give_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: Any
+) -> None:
+    """However few pages fit into a batch, and however unlike CPUs are: every record once, and in order."""
+    machine = Machine()
+    busy = _records(machine, 1, 3000)
+    rare = [(busy[i][0], EMPTY.payload(machine, 4711, [])) for i in (0, 1, 1500, 1500, 2999)]
+    late = _records(machine, 2, 300, start=busy[2000][0])
+    cpus = {0: pages(machine, 4096, rare), 1: pages(machine, 4096, busy), 5: pages(machine, 4096, late)}
+    for page in cpus[1][1::7]:
+        page.lost = -1
+    path = TraceFile(EVENTS, [Buffer(cpus)], machine, version, chunk_pages=3).write(tmp_path / "x.dat")
+
+    def read() -> tuple[int, dict[str, pl.DataFrame], pl.DataFrame]:
+        with TraceDat.open(path) as capture:
+            blocks = list(capture.blocks(dict.fromkeys(capture.formats)))
+            whole = {name: pl.concat([block[name] for block in blocks]) for name in capture.formats}
+            return len(blocks), whole, capture.gaps()
+
+    one, expected, gaps = read()
+    for batch_bytes, run_bytes in ((4096, 4096), (20_000, 8192), (100_000, 4096)):
+        monkeypatch.setattr("itstrace.readers.tracedat.windows.BATCH_BYTES", batch_bytes)
+        monkeypatch.setattr("itstrace.readers.tracedat.windows.BATCH_PAGES", 1)
+        monkeypatch.setattr("itstrace.readers.tracedat.reader.RUN_BYTES", run_bytes)
+        many, found, found_gaps = read()
+
+        assert many > one
+        assert all(found[name].equals(frame) for name, frame in expected.items())
+        assert found_gaps.equals(gaps)

@@ -1,18 +1,16 @@
-"""The trace.dat file as a container: its sections and options, and where each CPU's ring buffer pages lie.
+"""Reading the trace.dat file as a container: its sections and options, up to where each CPU's pages lie.
 
 Source: trace-cmd 3.1, Documentation/trace-cmd/trace-cmd.dat.v6.5.txt and trace-cmd.dat.v7.5.txt
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from itstrace.errors import CaptureError, ItsTraceError
-from itstrace.readers.base import Damage
+from itstrace.errors import CaptureError, Damage, ItsTraceError
 from itstrace.readers.tracedat.bytesource import MAX_SECTION_BYTES, Cursor, Decompressor
-from itstrace.readers.tracedat.clock import TimeShift, Tsc, parse_time_shift
+from itstrace.readers.tracedat.clock import Tsc, parse_time_shift
+from itstrace.readers.tracedat.contents import Buffer, Container, CpuData, Option
 
 if TYPE_CHECKING:
     import mmap
@@ -23,114 +21,13 @@ MAGIC = b"\x17\x08\x44tracing"
 COMPRESSED = 1
 #: The CPU column is 16 bits wide.
 MAX_CPUS = 1 << 16
-#: Source: kernel/trace/ring_buffer.c:ring_buffer_subbuf_order_set (v6.12): up to 128 pages, and those up to
-#: 64 KiB
+#: A sub-buffer has up to 128 kernel pages, of up to 64 KiB.
+#: Source: kernel/trace/trace.c:buffer_subbuf_size_write (v6.12)
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 1024, 128 * 65536
 #: Event ids have 16 bits.
 MAX_EVENTS = 1 << 16
 
-_LATENCY_ADVICE = (
-    "record with the default recorder (trace-cmd record -e ..., without -p latency tracers), "
-    "or read the text with `itstrace analyze FILE.txt`"
-)
-
-
-class Option(IntEnum):
-    """Option and section ids. Source: trace-cmd.dat.v7(5), OPTIONS SECTION."""
-
-    DONE = 0
-    DATE = 1
-    CPUSTAT = 2
-    BUFFER = 3
-    TRACECLOCK = 4
-    UNAME = 5
-    HOOK = 6
-    OFFSET = 7
-    CPUCOUNT = 8
-    VERSION = 9
-    PROCMAPS = 10
-    TRACEID = 11
-    TIME_SHIFT = 12
-    GUEST = 13
-    TSC2NSEC = 14
-    STRINGS = 15
-    HEADER_INFO = 16
-    FTRACE_EVENTS = 17
-    EVENT_FORMATS = 18
-    KALLSYMS = 19
-    PRINTK = 20
-    CMDLINES = 21
-    BUFFER_TEXT = 22
-    BTF_FILE = 23
-    LAST_BOOT_INFO = 24
-    MODULES_FILE = 25
-
-
-@dataclass(frozen=True, slots=True)
-class CpuData:
-    """Where one CPU's pages lie in the file."""
-
-    cpu: int
-    offset_bytes: int
-    size_bytes: int
-
-
-@dataclass(slots=True)
-class Buffer:
-    """One ring buffer (the top one, or an instance): its pages per CPU, their size and clock."""
-
-    name: str
-    clock: str | None
-    page_bytes: int
-    cpus: list[CpuData]
-    compressed: bool = False
-
-
-@dataclass(slots=True)
-class Container:
-    """All that a trace.dat says apart from its records. Texts are as the kernel printed them."""
-
-    path: Path
-    size_bytes: int
-    version: int = 0
-    big_endian: bool = False
-    long_bytes: int = 8
-    page_bytes: int = 4096
-    compression: str = "none"
-    header_page: str = ""
-    header_event: str = ""
-    #: (system, format text) of every event type
-    format_texts: list[tuple[str, str]] = field(default_factory=list)
-    cmdlines: str = ""
-    printk_formats: str = ""
-    kallsyms_bytes: int = 0
-    clocks: str = ""
-    uname: str | None = None
-    trace_cmd: str | None = None
-    trace_id: int | None = None
-    cpu_count: int | None = None
-    #: nanoseconds to add to every stamp: options DATE and OFFSET
-    offset_ns: int = 0
-    tsc: Tsc | None = None
-    time_shift: TimeShift | None = None
-    cpu_stats: list[str] = field(default_factory=list)
-    guests: list[str] = field(default_factory=list)
-    #: other options, by name, for `itstrace info`
-    notes: dict[str, str] = field(default_factory=dict)
-    buffers: list[Buffer] = field(default_factory=list)
-    damage: list[Damage] = field(default_factory=list)
-
-    @property
-    def clock(self) -> str | None:
-        """The clock in use: the one in brackets in the kernel's `trace_clock`."""
-        for word in self.clocks.split():
-            if word.startswith("["):
-                return word.strip("[]")
-        return None
-
-    def note_damage(self, offset_bytes: int | None, problem: str) -> None:
-        """Keep a place at which the container is damaged."""
-        self.damage.append(Damage(offset_bytes, None, problem))
+_LATENCY_ADVICE = "record events into a flyrecord file: trace-cmd record -e ... without a latency tracer (-p)"
 
 
 def read_container(path: Path, data: mmap.mmap) -> Container:
@@ -167,12 +64,12 @@ def read_container(path: Path, data: mmap.mmap) -> Container:
     if container.header_page == "":
         raise CaptureError(path, "the file does not describe its pages", expected="a header_page section")
     if not container.buffers:
+        why = f" ({container.damage[0].problem})" if container.damage else ""
         raise CaptureError(
             path,
-            "the file names no ring buffer",
-            expected="at least one buffer",
-            advice="the recording was cut before trace-cmd wrote its table of buffers; "
-            "`trace-cmd restore` may rebuild it",
+            f"the file names no ring buffer{why}; a file of version 7 that is cut short has lost that table",
+            advice="copy it again if it was copied, or record again; `trace-cmd record --file-version 6` "
+            "writes files that can be read in part when they are cut",
         )
     _drop_overlaps(container)
     return container

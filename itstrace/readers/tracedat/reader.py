@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Self
 
 import polars as pl
 
-from itstrace.errors import CaptureError, UsageError
-from itstrace.readers.base import Block, CaptureInfo, Damage, EventFormat, Wanted, column_name, find_event
+from itstrace.errors import CaptureError, Damage, UsageError
+from itstrace.readers.base import Block, CaptureInfo, EventFormat, Wanted, column_name, find_event
 from itstrace.readers.tracedat.blocks import BlockDecoder, Choice
 from itstrace.readers.tracedat.bytesource import Decompressor
 from itstrace.readers.tracedat.clock import Clock
-from itstrace.readers.tracedat.container import Buffer, read_container
+from itstrace.readers.tracedat.container import read_container
 from itstrace.readers.tracedat.formats import CommonLayout, parse_format, parse_page_layout
 from itstrace.readers.tracedat.pages import CpuPages
 from itstrace.readers.tracedat.source import ALL_RUNS_BYTES, RUN_BYTES, PageSource
@@ -24,6 +24,8 @@ from itstrace.schemas import COUNTS, GAPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from itstrace.readers.tracedat.contents import Buffer
 
 
 class TraceDat:

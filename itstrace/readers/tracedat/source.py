@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import mmap
 
     from itstrace.readers.tracedat.bytesource import Decompressor
-    from itstrace.readers.tracedat.container import CpuData
+    from itstrace.readers.tracedat.contents import CpuData
     from itstrace.readers.tracedat.formats import PageLayout
 
 #: Bits of the commit word. Source: kernel/trace/ring_buffer.c:RB_MISSED_EVENTS, RB_MISSED_STORED (v6.12)

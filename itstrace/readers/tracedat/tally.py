@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from itstrace.readers.base import Damage
+from itstrace.errors import Damage
 from itstrace.readers.tracedat.pages import NONE_LOST, UNKNOWN_LOST, add_lost
 
 if TYPE_CHECKING:
