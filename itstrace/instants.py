@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from itstrace.errors import UsageError
+from itstrace.units import seconds
 
 if TYPE_CHECKING:
     import polars as pl
@@ -27,25 +28,20 @@ def parse_instant(text: str, start_ns: int | None, end_ns: int | None, markers: 
     told = _SECONDS.fullmatch(text.strip())
     if told is None:
         return _marker(text, markers)
-    sign, seconds, fraction = told[1], told[2], told[3] or ""
-    offset_ns = int(seconds) * 1_000_000_000 + int(fraction.ljust(9, "0"))
+    sign, whole, fraction = told[1], told[2], told[3] or ""
+    offset_ns = int(whole) * 1_000_000_000 + int(fraction.ljust(9, "0"))
     if start_ns is None or end_ns is None:
         raise UsageError(f"{text!r} names no time: the capture holds no record")
     time_ns = {"+": start_ns + offset_ns, "-": end_ns - offset_ns, "": offset_ns}[sign]
     if not sign and len(fraction) == _PRINTED_DIGITS:
         time_ns = max(time_ns, min(time_ns + 999, end_ns))
     if not start_ns <= time_ns <= end_ns:
-        span = f"{seconds_text(start_ns)} to {seconds_text(end_ns)}"
+        span = f"{seconds(start_ns, 9)} to {seconds(end_ns, 9)}"
         raise UsageError(
             f"{text!r} lies outside the capture, which goes from {span}",
             advice="+S counts from the start, -S back from the end",
         )
     return time_ns
-
-
-def seconds_text(time_ns: int) -> str:
-    """A time in seconds to the nanosecond, in the form that `parse_instant` takes."""
-    return f"{time_ns // 1_000_000_000}.{time_ns % 1_000_000_000:09d}"
 
 
 def _marker(text: str, markers: pl.DataFrame) -> int:
@@ -59,7 +55,7 @@ def _marker(text: str, markers: pl.DataFrame) -> int:
         problem, listed = f"{len(found)} markers hold {text!r}", found
     else:
         problem, listed = f"{text!r} is no time, and no marker of the capture holds it", notes
-    rows = [f"{seconds_text(time_ns)} {note.strip()}" for time_ns, note in listed[:_SHOWN]]
+    rows = [f"{seconds(time_ns, 9)} {note.strip()}" for time_ns, note in listed[:_SHOWN]]
     more = [] if len(listed) <= _SHOWN else [f"… and {len(listed) - _SHOWN} more"]
     if rows:
         raise UsageError(

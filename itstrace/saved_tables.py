@@ -17,14 +17,13 @@ from itstrace.errors import DumpError
 from itstrace.gic import lpi as lpi_layout
 from itstrace.gic import registers as reg
 from itstrace.gic import tables as layout
-from itstrace.model import effects as fx
 from itstrace.readers.dumps import dumped_rows
 from itstrace.tables import COLLECTION_ROWS, DEVICE_ROWS, EVENT_ROWS, LPI_ROWS, Tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from itstrace.analysis import Analysis
+    from itstrace.observe import Observations
     from itstrace.readers.images import MemoryImage, SavedImages
 
 #: Which GITS_BASER<n> of a vITS is whose; the type that a guest writes there does not matter.
@@ -117,37 +116,41 @@ def guest_properties(
     return found
 
 
-def table_registers(analysis: Analysis, vm: int, its: int, at_ns: int | None = None) -> TableRegisters:
-    """Where an ITS's tables stand as of `at_ns` (None: the end), by the register writes in a capture."""
-    notes = [
-        note for note in analysis.history.notes if note.vm == vm and (at_ns is None or note.time_ns <= at_ns)
-    ]
-    basers = {
-        note.effect.number: note.effect.value
-        for note in notes
-        if isinstance(note.effect, fx.TableSet) and note.effect.its == its
-    }
-    ignored = {note.seq for note in notes if isinstance(note.effect, fx.RegisterIgnored)}
-    writes = analysis.observations.redistributor_writes.filter(pl.col("vm") == vm)
-    if at_ns is not None:
-        writes = writes.filter(pl.col("time_ns") <= at_ns)
+def table_registers(
+    observations: Observations, vm: int, its: int, at_ns: int | None = None
+) -> TableRegisters:
+    """Where an ITS's tables stand as of `at_ns` (None: the end), by the register writes that were observed.
+
+    Kernel: vgic-its.c:vgic_mmio_write_its_baser ignores a write while the ITS is enabled;
+        vgic-mmio-v3.c:vgic_mmio_write_propbase and _pendbase, while the vCPU's LPIs are (v6.12)
+    """
+    until = pl.lit(value=True) if at_ns is None else pl.col("time_ns") <= at_ns
+    mine = (pl.col("vm") == vm) & until
+    basers: dict[int, int] = {}
+    enabled = False
+    columns = ["offset", "value", "size_bytes"]
+    rows = observations.register_writes.filter(mine & (pl.col("its") == its)).select(columns)
+    for offset, value, size_bytes in rows.iter_rows():
+        if offset == reg.GITS_CTLR:
+            enabled = reg.decode_gits_ctlr(value).enabled
+        elif reg.GITS_BASER <= offset < reg.GITS_BASER + 8 * reg.GITS_BASER_COUNT and not enabled:
+            number, at = divmod(offset - reg.GITS_BASER, 8)
+            basers[number] = _written(basers.get(number), at, value, size_bytes)
     propbaser: int | None = None
     pendbasers: dict[int, int] = {}
-    for seq, vcpu, offset, value, size_bytes in writes.select(
-        "seq", "vcpu", "offset", "value", "size_bytes"
-    ).iter_rows():
-        if seq in ignored or vcpu is None:
+    lpis_enabled: dict[int, bool] = {}
+    writes = observations.redistributor_writes.filter(mine).drop_nulls("vcpu").select("vcpu", *columns)
+    for vcpu, offset, value, size_bytes in writes.iter_rows():
+        if offset == reg.GICR_CTLR:
+            lpis_enabled[vcpu] = reg.decode_gicr_ctlr(value).enable_lpis
+        elif lpis_enabled.get(vcpu, False):
             continue
-        if reg.GICR_PROPBASER <= offset < reg.GICR_PROPBASER + 8:
+        elif reg.GICR_PROPBASER <= offset < reg.GICR_PROPBASER + 8:
             propbaser = _written(propbaser, offset % 8, value, size_bytes)
         elif reg.GICR_PENDBASER <= offset < reg.GICR_PENDBASER + 8:
             pendbasers[vcpu] = _written(pendbasers.get(vcpu), offset % 8, value, size_bytes)
-    return TableRegisters(
-        basers.get(DEVICE_BASER),
-        basers.get(COLLECTION_BASER),
-        propbaser,
-        tuple(pendbasers[vcpu] for vcpu in sorted(pendbasers)),
-    )
+    found = tuple(pendbasers[vcpu] for vcpu in sorted(pendbasers))
+    return TableRegisters(basers.get(DEVICE_BASER), basers.get(COLLECTION_BASER), propbaser, found)
 
 
 def _written(old: int | None, at: int, value: int, size_bytes: int) -> int:

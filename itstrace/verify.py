@@ -176,7 +176,9 @@ class _Verifier:
         found = []
         for subject in subjects:
             assert subject.its is not None
-            mine = table_registers(self.analysis, subject.vm, subject.its, self.at_ns).device_baser
+            mine = table_registers(
+                self.analysis.observations, subject.vm, subject.its, self.at_ns
+            ).device_baser
             if mine is None or decode_gits_baser(mine, page_size_bytes=PAGE_BYTES).table_gpa == gpa:
                 found.append(subject)
         return found
@@ -193,16 +195,11 @@ class _Verifier:
     # --- what is known
 
     def _replayed(self, subject: _Subject, at_ns: int | None) -> Tables:
-        """The replay's tables of that VM and ITS, with what the capture shows of pending LPIs."""
-        tables = self.analysis.history.at(at_ns, subject.vm)
+        """The replay's tables of that VM and ITS."""
+        tables = self.analysis.at(at_ns, subject.vm)
         if subject.its is not None:
             for name in ("devices", "collections", "events"):
                 setattr(tables, name, getattr(tables, name).filter(pl.col("its") == subject.its))
-        if tables.lpis is not None:
-            end_ns = self.analysis.history.vm_ends.get(subject.vm)
-            until_ns = end_ns - 1 if at_ns is None and end_ns is not None else at_ns
-            latched = self.analysis.lives.latched_at(until_ns)
-            tables.lpis = tables.lpis.drop("pending").join(latched, on=["vm", "intid"], how="left")
         return tables
 
     def _saved_at(self, vm: int) -> int | None:

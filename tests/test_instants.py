@@ -6,8 +6,9 @@ import polars as pl
 import pytest
 
 from itstrace.errors import UsageError
-from itstrace.instants import parse_instant, seconds_text
+from itstrace.instants import parse_instant
 from itstrace.schemas import MARKERS
+from itstrace.units import seconds
 
 _START, _END = 572_870_490_123, 600_000_000_000
 _MARKERS = (
@@ -79,4 +80,4 @@ def test_without_records_there_is_no_time() -> None:
 
 
 def test_printed_seconds_are_read_back() -> None:
-    assert instant(seconds_text(_START)) == _START
+    assert instant(seconds(_START, 9)) == _START

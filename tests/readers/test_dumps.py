@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from itstrace.saved_tables import SavedTables
     from itstrace.tables import Tables
 
-_DATA = Path(__file__).parents[1] / "data" / "dumps"
+_DATA = Path(__file__).parents[2] / "sample-traces" / "7.3-migrate.snapshots" / "postchurn"
 _CORPUS = os.environ.get("ITSTRACE_CORPUS")
 _VGIC, _ITS, _IMAGES = "vgic-state.stopped", "vgic-its-state@8080000.stopped", "guest-tables"
 _FLAT = 0xB800_0000_4101_0600  # GITS_BASER: valid, flat, one page of 64 KiB at 0x41010000
@@ -336,10 +336,10 @@ def test_tables_that_map_more_than_an_its_can_are_refused() -> None:
 def test_a_dump_that_is_cut_short_says_so(tmp_path: Path) -> None:
     path = tmp_path / "vgic-state"
     path.write_text("\n".join((_DATA / _VGIC).read_text().splitlines()[:-3]) + "\n")
-    with pytest.raises(DumpError, match=r"line 38: it ends after 12 LPIs; expected 15, as nr_lpis says"):
+    with pytest.raises(DumpError, match=r"line 352: it ends after 12 LPIs; expected 15, as nr_lpis says"):
         read_dump(path)
     path.write_text((_DATA / _VGIC).read_text()[:-30])
-    with pytest.raises(DumpError, match=r"line 40: not the row of an LPI: '       LPI 8208"):
+    with pytest.raises(DumpError, match=r"line 354: not the row of an LPI: '       LPI 8208"):
         read_dump(path)
 
 
