@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from itstrace._version import __version__
 from itstrace.analysis import Analysis, analyze
-from itstrace.errors import ItsTraceError
+from itstrace.errors import ItsTraceError, UsageError
 from itstrace.findings import Confidence, Evidence, Finding, Kind, Severity
 from itstrace.readers import open_capture as open  # noqa: A004  # itstrace.open(path) is what a notebook user types
 from itstrace.readers.base import Capture
@@ -36,6 +36,7 @@ __all__ = [
     "Kind",
     "Severity",
     "Tables",
+    "UsageError",
     "__version__",
     "analyze",
     "open",

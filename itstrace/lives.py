@@ -176,6 +176,8 @@ def _lives(obs: Observations, history: History, fills: pl.DataFrame, latches: pl
         .then(pl.lit("cleared"))
         .when(~pl.col("first"))
         .then(pl.lit("coalesced"))
+        .when(pl.col("first") & ~pl.col("taken"))
+        .then(pl.lit("pending"))
         .when(pl.col("first") & pl.col("state").is_not_null())
         .then(pl.lit("delivered"))
         .when(waiting)
