@@ -221,7 +221,10 @@ class _Verifier:
             return False
         if self.seed is not None and (self.seed.at_ns is None or at_ns is None or self.seed.at_ns <= at_ns):
             given = self.seed.tables
-            return (given.lpis if subject.its is None else given.events) is not None
+            if subject.its is not None:
+                return given.events is not None
+            # Images hold the LPIs that an event maps; only vgic-state, which knows targets, has them all.
+            return given.lpis is not None and given.lpis["target_vcpu"].is_not_null().any()
         frame = obs.vms if subject.its is None else obs.itss.filter(pl.col("its") == subject.its)
         return bool(frame.filter(pl.col("vm") == subject.vm)["complete"].all())
 

@@ -66,7 +66,8 @@ class VgicState:
             "enabled",
             "priority",
             "target_vcpu",
-            "pending",
+            # Of one that is injected directly it is the hardware's. Kernel: vgic-debug.c:print_irq_state (v6.12)
+            pl.when(~pl.col("hw")).then("pending").alias("pending"),
             pl.lit(None, pl.Boolean).alias("mapped"),
         )
         return Tables(lpis=rows.select(LPI_ROWS.names()).cast(LPI_ROWS))
