@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from itstrace._version import __version__
-from itstrace.cli import analyze, commands, events, info, lpi, rules, tables
+from itstrace.cli import analyze, commands, events, info, lpi, rules, tables, verify
 from itstrace.cli.help import Command, Group
 from itstrace.cli.output import SETTINGS, note, silence
 from itstrace.errors import ExitCode, ItsTraceError
@@ -54,7 +54,7 @@ def _top(
     SETTINGS.color = not no_color
 
 
-for command in (analyze, lpi, commands, tables, events, info, rules):
+for command in (analyze, lpi, commands, tables, events, info, verify, rules):
     command.register(app)
 for registered in app.registered_commands:
     registered.cls = Command

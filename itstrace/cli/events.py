@@ -1,8 +1,7 @@
 """`itstrace events`: any event of a capture as a table."""
 
 import json as json_module
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -11,14 +10,12 @@ from rich.text import Text
 from itstrace._version import __version__
 from itstrace.cli.options import AsJson, CapturePath, Limit, rows_shown
 from itstrace.cli.output import Output, working
-from itstrace.errors import UsageError
 from itstrace.readers import open_capture
-from itstrace.readers.base import Capture
+from itstrace.readers.base import Capture, find_event
 from itstrace.report.contents import contents, event_documents, event_table
 from itstrace.report.events import Printer, piped, records
 
 _SCHEMA = "itstrace.events/1"
-_SUGGESTED = 5
 
 Rows = list[dict[str, Any]]
 
@@ -64,24 +61,8 @@ def _events(
             else:
                 out.lines(event_table(out.sheet, held, with_fields=True))
         else:
-            _records(out, opened, _find(opened.formats, name), limit, json=json)
+            _records(out, opened, find_event(opened.formats, name), limit, json=json)
     out.close()
-
-
-def _find(formats: Mapping[str, object], name: str) -> str:
-    """The full name of an event."""
-    if name in formats:
-        return name
-    found = [full for full in formats if full.rpartition(":")[2] == name]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError(f"{name} is the name of several events", advice=" or ".join(sorted(found)))
-    near = get_close_matches(name, [*formats, *(full.rpartition(":")[2] for full in formats)], _SUGGESTED)
-    raise UsageError(
-        f"the capture describes no event {name}",
-        advice=" or ".join(near) or "itstrace events CAPTURE, for a list",
-    )
 
 
 def _records(out: Output, opened: Capture, event: str, limit: int | None, *, json: bool) -> None:

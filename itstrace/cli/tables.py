@@ -9,7 +9,6 @@ from itstrace.cli.options import AsJson, CapturePath, Profile, Seeds, Vm
 from itstrace.cli.output import Output, note
 from itstrace.cli.running import analyzed, instant
 from itstrace.errors import UsageError
-from itstrace.report.figures import tables_at
 from itstrace.report.json import table_documents
 from itstrace.report.state import State
 from itstrace.report.text import seconds
@@ -54,7 +53,7 @@ def _tables(
     known = analysis.observations.vms["vm"].to_list()
     if vm is not None and vm not in known:
         raise UsageError(f"--vm {vm}: there is no such VM", advice=f"one of {', '.join(map(str, known))}")
-    tables = tables_at(analysis, time_ns, vm)
+    tables = analysis.at(time_ns, vm)
     itss = analysis.observations.itss
     itss = itss if vm is None else itss.filter(itss["vm"] == vm)
     out = Output()

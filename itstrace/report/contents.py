@@ -14,6 +14,7 @@ from itstrace.findings import SkippedRule
 from itstrace.observe.catalogue import OBSERVATIONS
 from itstrace.observe.collect import find_events
 from itstrace.report.coverage import coverage
+from itstrace.report.events import shown_fields
 from itstrace.report.figures import Seen, feeding
 from itstrace.report.layout import Cell, Column, Sheet, facts, table
 from itstrace.report.state import right
@@ -21,7 +22,8 @@ from itstrace.report.terminal import about_file, damage_words, lost, span
 from itstrace.report.text import duration, number, plural, seconds
 
 if TYPE_CHECKING:
-    from itstrace.readers.base import Capture, CaptureInfo, Damage, EventFormat
+    from itstrace.errors import Damage
+    from itstrace.readers.base import Capture, CaptureInfo, EventFormat
 
 #: Rules by code: their name and the observations that they need.
 Needs = Mapping[str, tuple[str, tuple[str, ...]]]
@@ -154,7 +156,7 @@ def overview(sheet: Sheet, held: Contents, needs: Needs) -> Iterator[Text]:
         ("time", span(held.start_ns, held.end_ns, info.clock)),
         (
             "recorded",
-            f"{plural(total, 'event')} of {types}, {lost(held.gaps)}; {described:,} types described",
+            f"{plural(total, 'event')} of {types}, {lost(held.gaps)}; {plural(described, 'type')} described",
         ),
         ("damage", damage_words(held.damage)),
         *((name, value) for name, value in info.options.items() if not name.startswith(_STATISTICS)),
@@ -221,9 +223,8 @@ def event_table(sheet: Sheet, held: Contents, *, with_fields: bool = False) -> I
     for event, counts in sorted(by_cpu.items(), key=lambda item: (-sum(item[1].values()), item[0])):
         row: list[Cell] = [event, number(sum(counts.values()))]
         if with_fields:
-            row.append(
-                ", ".join(each.name for each in held.formats[event].fields) if event in held.formats else "?"
-            )
+            known = held.formats.get(event)
+            row.append("?" if known is None else ", ".join(each.name for each in shown_fields(known)))
         else:
             row += [number(counts.get(cpu, 0)) for cpu in cpus] if wide else [f"{len(counts)} of {len(cpus)}"]
         rows.append(row)

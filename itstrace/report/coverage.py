@@ -39,17 +39,10 @@ def coverage(
     if not skipped:
         return
     yield Text()
-    yield Text(f"  {plural(len(skipped), 'rule')} could not run:", "yellow")
-    for missing in dict.fromkeys(rule.missing for rule in skipped):
-        rules = [f"{rule.code} {rule.name}" for rule in skipped if rule.missing == missing]
-        yield from wrap(Text(", ".join(rules)), sheet.prose, first="  - ", rest="    ")
-        yield from wrap(Text(_how(missing, fed_by)), sheet.prose, first="    ")
-
-
-def _how(missing: Sequence[str], fed_by: Collection[str]) -> str:
-    """What to record for the observations that are missing."""
-    wanted = dict.fromkeys(probe for name in missing for probe in to_record(name, fed_by))
-    lacks = f"without {listed(list(missing))}"
-    if not wanted:
-        return lacks
-    return f"{lacks}; record {listed([f'{event} ({kernel})' for event, kernel in wanted])}"
+    yield Text(f"  {plural(len(skipped), 'rule')} could not run. What is missing:", "yellow")
+    for name in dict.fromkeys(name for rule in skipped for name in rule.missing):
+        probes = [f"{event} ({kernel})" for event, kernel in to_record(name, fed_by)]
+        record = f": record {listed(probes)}" if probes else ""
+        yield from wrap(join(Text(name, "bold"), record), sheet.prose, first="  - ", rest="    ")
+        codes = [rule.code for rule in skipped if name in rule.missing]
+        yield from wrap(Text(f"for {listed(codes)}", "dim"), sheet.prose, first="    ")

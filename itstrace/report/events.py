@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 from rich.text import Text
 
 from itstrace.readers.base import column_name
+from itstrace.readers.print_fmt import ValueTable, value_tables
 from itstrace.report.layout import Column, Sheet, clean, join, table, wrap
-from itstrace.report.symbols import Naming, namings
+from itstrace.report.symbols import hex_fields
 from itstrace.report.text import hexa, known, plain, seconds
 
 if TYPE_CHECKING:
@@ -19,39 +20,46 @@ if TYPE_CHECKING:
     from itstrace.readers.base import EventField, EventFormat
 
 
+#: A number this wide may be more than a JSON reader keeps.
+_WORD_BYTES: Final = 8
+
+
+def shown_fields(event: EventFormat) -> list[EventField]:
+    """The fields, without the probe's own address: it is the same in every record."""
+    return [each for each in event.fields if not each.name.startswith("__probe")] or list(event.fields)
+
+
 @dataclass(frozen=True, slots=True)
 class Printer:
-    """How the records of one event are printed. `comms`: task names by pid."""
+    """How the records of one event are printed. `comms`: task names by pid; `names`, `hexes`: by field."""
 
     event: EventFormat
     comms: Mapping[int, str]
-    says: Mapping[str, Naming] = field(default_factory=dict)
+    names: Mapping[str, ValueTable]
+    hexes: frozenset[str]
 
     @classmethod
     def of(cls, event: EventFormat, comms: Mapping[int, str]) -> Printer:
-        """The printer of one event type."""
-        return cls(event, comms, namings(event))
+        """The printer of one event type, as its print format says its fields."""
+        return cls(event, comms, value_tables(event), hex_fields(event))
 
     def is_hex(self, each: EventField) -> bool:
-        """Whether it is printed in hex: the format says so, or it can only be a pointer."""
-        naming = self.says.get(each.name)
-        return naming.is_hex if naming is not None else each.name.startswith("__probe") or "*" in each.c_type
+        """Whether a field is printed in hex: the format says so, or it can only be a pointer."""
+        return each.name in self.hexes or each.name.startswith("__probe") or "*" in each.c_type
 
     def text(self, each: EventField, value: Any) -> str:
         """One value for a person."""
-        if isinstance(value, int) and not isinstance(value, bool):
-            naming = self.says.get(each.name)
-            named = naming.text(value) if naming is not None else None
-            if named is not None:
-                return named
+        if isinstance(value, bool) or value is None:
+            return known(value)
+        if isinstance(value, int):
+            if each.name in self.names:
+                return self.names[each.name].text(value)
             return hexa(value) if self.is_hex(each) and value >= 0 else str(value)
-        if isinstance(value, bool) and (naming := self.says.get(each.name)) is not None:
-            return naming.text(int(value)) or known(value)
         if isinstance(value, bytes):
             return value.hex()
         if isinstance(value, list):
             return "{" + ",".join(self.text(each, item) for item in value) + "}"
-        return known(value).rstrip("\n")
+        return str(value).rstrip("\n")
 
     def document(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """One record for a program: numbers stay numbers, 64-bit hex is a string, names stand beside."""
@@ -64,46 +72,38 @@ class Printer:
         }
         for each in self.event.fields:
             column = column_name(each.name)
-            value = row[column]
-            naming = self.says.get(each.name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                found[column] = (
-                    hexa(value) if each.size_bytes == 8 and self.is_hex(each) and value >= 0 else value
-                )
-                named = naming.text(value) if naming is not None else None
-                if named is not None:
-                    found[f"{column}_name"] = named
-            else:
-                found[column] = value.hex() if isinstance(value, bytes) else value
+            found[column] = self._plain(each, row[column])
+            if each.name in self.names and isinstance(row[column], int):
+                found[f"{column}_name"] = self.names[each.name].text(row[column])
         return found
+
+    def _plain(self, each: EventField, value: Any) -> Any:
+        if (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and each.size_bytes == _WORD_BYTES
+            and self.is_hex(each)
+        ):
+            return hexa(value) if value >= 0 else value
+        return value.hex() if isinstance(value, bytes) else value
 
     def task(self, pid: int | None) -> str:
         """`qemu-system-aar-1234`; `<...>` where the capture has no name, as trace-cmd says it."""
         return "?" if pid is None else f"{self.comms.get(pid, '<...>')}-{pid}"
 
-    def shown_fields(self) -> list[EventField]:
-        """The fields, without the probe's own address: it is the same in every record."""
-        return [each for each in self.event.fields if not each.name.startswith("__probe")] or list(
-            self.event.fields
-        )
-
     def cells(self, row: Mapping[str, Any]) -> list[str]:
         """Time, CPU, task, then the fields."""
-        values = [self.text(each, row[column_name(each.name)]) for each in self.shown_fields()]
+        values = [self.text(each, row[column_name(each.name)]) for each in shown_fields(self.event)]
         return [seconds(row["time_ns"], 9), f"{row['cpu']:03d}", self.task(row["pid"]), *values]
 
     def columns(self) -> list[Column]:
         """The columns of `cells`."""
         numeric = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
         fields = [
-            Column(each.name, right=isinstance(each.dtype, numeric) and not self._named(each))
-            for each in self.shown_fields()
+            Column(each.name, right=isinstance(each.dtype, numeric) and each.name not in self.names)
+            for each in shown_fields(self.event)
         ]
         return [Column("time", right=True), Column("cpu"), Column("task"), *fields]
-
-    def _named(self, each: EventField) -> bool:
-        naming = self.says.get(each.name)
-        return naming is not None and bool(naming.names or naming.flags)
 
 
 def records(sheet: Sheet, printer: Printer, rows: Sequence[Mapping[str, Any]]) -> Iterator[Text]:

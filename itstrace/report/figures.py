@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from itstrace.analysis import Analysis
     from itstrace.observe import Observations
-    from itstrace.tables import Tables
 
 #: The frame of `Observations` that holds an observation, where it is not the name in lower case.
 _FRAMES: Final = {"LIST_REGISTERS": "fills"}
@@ -131,26 +130,6 @@ def spread(spans_ns: pl.Series) -> Latency | None:
         return int(spans[min(int(share * spans.len()), spans.len() - 1)])
 
     return Latency(spans.len(), at(0.50), at(0.99), int(spans[-1]))
-
-
-def tables_at(analysis: Analysis, time_ns: int | None = None, vm: int | None = None) -> Tables:
-    """The tables and each LPI's latch as of a time; None: the end, or just before a VM's teardown."""
-    tables = analysis.history.at(time_ns, vm)
-    if tables.lpis is None:
-        return tables
-    ends = dict(analysis.observations.vms.select("vm", "end_ns").iter_rows())
-    parts = []
-    for each in tables.lpis["vm"].unique(maintain_order=True):
-        end_ns = ends.get(each)
-        at = time_ns if time_ns is not None or end_ns is None else end_ns - 1
-        latched = (
-            analysis.lives.latched_at(at).filter(pl.col("vm") == each).select("intid", latched="pending")
-        )
-        rows = tables.lpis.filter(pl.col("vm") == each).join(
-            latched, on="intid", how="left", maintain_order="left"
-        )
-        parts.append(rows.with_columns(pending=pl.coalesce("pending", "latched")).drop("latched"))
-    return replace(tables, lpis=pl.concat(parts) if parts else tables.lpis)
 
 
 #: The stages of a delivered MSI: its title and the columns of LIVES between which it lies.

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from itstrace.findings import Confidence, Evidence, Finding, Kind, Severity
 from itstrace.report.layout import Cell, Sheet, clean, cut, join, wrap
-from itstrace.report.text import duration, hexa, listed, plural, seconds
+from itstrace.report.text import duration, hexa, listed, plain, plural, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -115,7 +115,7 @@ def in_full(
     sheet: Sheet, finding: Finding, naming: Naming, why: str, before: str | None = None
 ) -> Iterator[Text]:
     """One finding, whole. `before`: the advice of a finding of the same rule that stands above."""
-    yield _head(sheet, finding)
+    yield from _head(sheet, finding)
     yield from wrap(finding.message, sheet.prose, first="  ")
     about = ", ".join(part for part in (naming.subject(finding), when(finding)) if part)
     if about:
@@ -129,20 +129,25 @@ def in_full(
         else:
             yield join(" " * (2 + _LABEL), line)
     if before == finding.advice:
-        yield Text(f"  why it matters and what to do next: {same}", "dim")
+        yield from wrap(Text(f"why it matters and what to do next: {same}", "dim"), sheet.prose, first="  ")
     else:
         yield from _labelled(sheet, "next", finding.advice)
     yield Text()
 
 
-def _head(sheet: Sheet, finding: Finding) -> Text:
+def _head(sheet: Sheet, finding: Finding) -> Iterator[Text]:
     badge = Text(finding.severity.upper(), STYLES[finding.severity])
-    title = join(badge, "  ", Text(f"{finding.code} {finding.name}", "bold"))
+    title = join(badge, "  ", Text(plain(f"{finding.code} {finding.name}"), "bold"))
     aside = KINDS[finding.kind] + _SURENESS[finding.confidence]
     if sheet.width is None:
-        return join(title, f"  ({aside})")
+        yield join(title, f"  ({aside})")
+        return
     room = sheet.prose - title.cell_len
-    return join(title, Text(aside.rjust(room) if len(aside) + 2 <= room else f"  {aside}", "dim"))
+    if len(aside) + 2 <= room:
+        yield join(title, Text(aside.rjust(room), "dim"))
+        return
+    yield cut(title, sheet.prose, sheet.dots)
+    yield Text(aside.rjust(sheet.prose), "dim")
 
 
 def _labelled(sheet: Sheet, label: str, text: Cell) -> Iterator[Text]:

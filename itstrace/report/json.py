@@ -15,7 +15,7 @@ import polars as pl
 
 from itstrace._version import __version__
 from itstrace.findings import Severity
-from itstrace.report.figures import Latency, latency, observed, slowest, tables_at, traffic
+from itstrace.report.figures import Latency, latency, observed, slowest, traffic
 from itstrace.report.text import hexa
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def finding_document(finding: Finding) -> Document:
 
 
 def _vm(analysis: Analysis, vm: dict[str, Any]) -> Document:
-    tables = tables_at(analysis, vm=vm["vm"])
+    tables = analysis.at(vm=vm["vm"])
     itss = analysis.observations.itss.filter(pl.col("vm") == vm["vm"]).sort("its")
     return {
         "vm": vm["vm"],

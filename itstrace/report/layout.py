@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PROSE_PIPED: Final = 80
 PROSE_MAX: Final = 110
 _GAP: Final = "  "
+#: A column that flows is not made narrower than this.
+_FLOW_MIN: Final = 20
 
 Cell = str | Text
 
@@ -192,12 +194,13 @@ def table(
     shown = cells if show is None or len(cells) <= show else cells[:show]
     widths = [max(cell_len(c.title), *(row[i].cell_len for row in shown), 0) for i, c in enumerate(columns)]
     if sheet.width is not None:
+        room = sheet.width - len(indent) - len(_GAP) * (len(columns) - 1)
+        whole = widths[-1]
         if columns[-1].flow:
-            widths[-1] = min(
-                widths[-1],
-                max(20, sheet.width - len(indent) - sum(widths[:-1]) - len(_GAP) * len(widths[:-1])),
-            )
-        _squeeze(widths, columns, sheet.width - len(indent) - len(_GAP) * (len(columns) - 1))
+            widths[-1] = min(whole, _FLOW_MIN)
+        _squeeze(widths, columns, room)
+        if columns[-1].flow:
+            widths[-1] = min(whole, max(room - sum(widths[:-1]), _FLOW_MIN))
     yield _row(sheet, columns, widths, [Text(c.title, "dim") for c in columns], indent)
     flows = columns[-1].flow and sheet.width is not None
     for row in shown:

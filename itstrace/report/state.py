@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-_ASSUMED: Final = Column("how known", style="dim")
-_HOW: Final = {True: "seen in use", False: "mapped"}
+_ASSUMED: Final = Column("known by", style="dim")
+_HOW: Final = {True: "use", False: "command"}
 
 
 def its_name(vm: int, its: int | None, base_gpa: int | None = None) -> str:
@@ -36,7 +36,7 @@ def right(*titles: str) -> list[Column]:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is to be shown: `counted` adds the MSIs of each LPI; of each table at most `show` rows, then `more`."""
+    """What is to be shown: `counted` adds the MSIs of each LPI; at most `show` rows a table, then `more`."""
 
     sheet: Sheet
     tables: Tables
@@ -46,12 +46,11 @@ class State:
     more: str = ""
 
     def lines(self) -> Iterator[Text]:
-        """Devices, collections and events of every ITS, then the LPIs that no event maps."""
+        """Devices, collections and events of every ITS, then LPIs that no event maps."""
         for vm in self._vms():
             lpis = self._lpis(vm)
-            for its, base in (
-                self.itss.filter(pl.col("vm") == vm).sort("its").select("its", "base_gpa").iter_rows()
-            ):
+            mine = self.itss.filter(pl.col("vm") == vm).sort("its")
+            for its, base in mine.select("its", "base_gpa").iter_rows():
                 here = (pl.col("vm") == vm) & (pl.col("its") == its)
                 yield Text(its_name(vm, its, base), "bold")
                 yield from self._devices(_rows(self.tables.devices, here))

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from itstrace.analysis import Analysis
-    from itstrace.readers.base import CaptureInfo, Damage
+    from itstrace.errors import Damage
+    from itstrace.readers.base import CaptureInfo
 
 #: Rows of each table, and LPIs by latency, that a report shows.
 ROWS_SHOWN: Final = 12
@@ -52,7 +53,7 @@ def report(sheet: Sheet, analysis: Analysis, why: Callable[[str], str], rules: i
         yield Text()
         yield from findings(sheet, analysis.findings, naming, why)
     yield sheet.rule("Tables", _as_of(analysis))
-    tables, itss, counted = figures.tables_at(analysis), analysis.observations.itss, figures.traffic(analysis)
+    tables, itss, counted = analysis.at(), analysis.observations.itss, figures.traffic(analysis)
     yield from State(sheet, tables, itss, counted, ROWS_SHOWN, "`itstrace tables` has all").lines()
     yield from latencies(sheet, analysis)
     yield sheet.rule("Coverage")
@@ -81,7 +82,7 @@ def verdict(sheet: Sheet, analysis: Analysis, naming: Naming, rules: int) -> Ite
         if mine:
             yield from wrap(Text(plain(f"{words}: {_headline(mine, naming)}."), STYLES[worst]), sheet.prose)
     if not wrong:
-        yield from wrap(Text("Nothing wrong was found.", "bold green"), sheet.prose)
+        yield Text("Nothing wrong was found.", "bold" if analysis.skipped else "bold green")
         yield from wrap(_went_through(analysis), sheet.prose)
     yield from wrap(_sureness(analysis, wrong, rules), sheet.prose)
 
@@ -108,12 +109,16 @@ def _headline(mine: Sequence[Finding], naming: Naming) -> str:
 
 def _went_through(analysis: Analysis) -> str:
     total = figures.traffic(analysis).total
-    parts = [plural(analysis.observations.commands.height, "ITS command")]
+    parts = []
+    if figures.observed(analysis.observations)["COMMANDS"].rows is not None:
+        parts.append(plural(analysis.observations.commands.height, "ITS command"))
     if total.injections is not None:
         parts.append(plural(total.injections, "MSI"))
     if total.deliveries is not None:
         parts.append(plural(total.deliveries, "delivery", "deliveries"))
     extra = f"; {tally(analysis.findings)} below" if analysis.findings else ""
+    if not parts:
+        return f"But neither ITS commands nor MSIs were recorded{extra}."
     return f"{listed(parts)} agree with the model{extra}."
 
 

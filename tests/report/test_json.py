@@ -1,0 +1,142 @@
+"""The JSON of `analyze` is what its schema says, for every capture, and never says 0 for what is not known."""
+
+from __future__ import annotations
+
+import json
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import pytest
+from conftest import SAMPLES, analysis_of
+from jsonschema import Draft202012Validator
+
+import itstrace.report
+from itstrace.report.json import analysis_document
+
+if TYPE_CHECKING:
+    from itstrace import Analysis
+
+SCHEMA = json.loads(Path(itstrace.report.__path__[0], "analysis.schema.json").read_text(encoding="utf-8"))
+CAPTURES = sorted(path.name for path in SAMPLES.glob("*.dat"))
+
+
+def _valid(analysis: Analysis) -> dict[str, Any]:
+    """The document as a program reads it, which the schema accepts."""
+    text = json.dumps(analysis_document(analysis), allow_nan=False)
+    document: dict[str, Any] = json.loads(text)
+    errors = [
+        f"{error.json_path}: {error.message}" for error in Draft202012Validator(SCHEMA).iter_errors(document)
+    ]
+    assert errors == []
+    return document
+
+
+def test_the_schema_is_one_and_is_strict() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+
+    assert list(Draft202012Validator(SCHEMA).iter_errors({"schema": "itstrace.analysis/2"}))
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_every_sample_gives_a_valid_document(name: str) -> None:
+    analysis = analysis_of(SAMPLES / name)
+    document = _valid(analysis)
+
+    assert document["capture"]["events"] == analysis.counts["records"].sum()
+    assert sum(document["summary"]["commands"].values()) == analysis.observations.commands.height
+    assert document["summary"]["injections"] == analysis.lives.lives.height
+    assert [f["code"] for f in document["findings"]] == [f.code for f in analysis.findings]
+    assert sum(document["summary"]["by_severity"].values()) == len(analysis.findings)
+
+
+def test_tables_are_those_before_the_teardown() -> None:
+    document = _valid(analysis_of(SAMPLES / "6.12-double-delivery.dat"))
+    (vm,) = document["vms"]
+
+    assert vm["end_ns"] is not None
+    assert [device["device_id"] for device in vm["its"][0]["devices"]] == [0x123, 0x200]
+    assert [event["intid"] for event in vm["its"][0]["events"]] == list(range(8192, 8198))
+
+
+def test_pointers_are_strings_and_ids_are_numbers() -> None:
+    document = _valid(analysis_of(SAMPLES / "6.12-double-delivery.dat"))
+    its = document["vms"][0]["its"][0]
+
+    assert its["base_gpa"] == "0x8080000"
+    assert its["devices"][0] == {
+        "device_id": 0x123,
+        "event_bits": 5,
+        "itt_gpa": "0x41080000",
+        "assumed": False,
+    }
+
+
+def test_lpis_sum_up_to_the_summary() -> None:
+    document = _valid(analysis_of(SAMPLES / "6.12-double-delivery.dat"))
+    (vm,) = document["vms"]
+
+    for figure in ("deliveries", "coalesced"):
+        assert sum(lpi[figure] for lpi in vm["lpis"]) == document["summary"][figure] > 0
+    assert max(lpi["latency_ns"]["max"] for lpi in vm["lpis"]) == document["summary"]["latency_ns"]["max"]
+
+
+def test_what_was_not_recorded_is_null(tiny: Analysis) -> None:
+    blind = copy(tiny)
+    observations = copy(tiny.observations)
+    lost = ("msi", "cached", "trigger", "trigger_end", "resolve_end", "fill", "fold", "process", "command")
+    observations.fed_by = {probe: event for probe, event in observations.fed_by.items() if probe not in lost}
+    for frame in ("commands", "injections", "fills"):
+        setattr(observations, frame, getattr(observations, frame).clear())
+    lives = copy(tiny.lives)
+    lives.lives = tiny.lives.lives.clear()
+    blind.observations, blind.lives = observations, lives
+
+    document = _valid(blind)
+    summary, lpi = document["summary"], document["vms"][0]["lpis"][0]
+
+    assert (summary["commands"], summary["injections"], summary["deliveries"], summary["latency_ns"]) == (
+        None,
+    ) * 4
+    assert (lpi["injections"], lpi["deliveries"], document["vms"][0]["its"][0]["commands"]) == (None,) * 3
+    assert document["coverage"]["observations"]["COMMANDS"] == {"rows": None, "events": [], "whole": False}
+
+
+def test_an_lpi_without_msis_has_none_and_not_unknown(tiny: Analysis) -> None:
+    quiet = copy(tiny)
+    lives = copy(tiny.lives)
+    lives.lives = tiny.lives.lives.filter(pl.col("intid") != 8192)
+    quiet.lives = lives
+
+    lpi = _valid(quiet)["vms"][0]["lpis"][0]
+
+    assert (lpi["injections"], lpi["deliveries"], lpi["latency_ns"]) == (0, 0, None)
+
+
+def test_a_whole_small_document(tiny: Analysis) -> None:
+    document = _valid(tiny)
+
+    assert document["capture"] == {
+        "path": "tiny.dat", "format": "trace.dat v7 none", "kernel": "6.12.0", "arch": "aarch64", "clock": "mono",
+        "start_ns": 100_000_000_000, "end_ns": 100_002_100_000, "events": 22, "cpus": 2, "lost": [], "damage": [],
+    }  # fmt: skip
+    assert document["coverage"]["skipped_rules"] == [
+        {"code": "ITS113", "name": "queue-misuse", "missing": ["REGISTER_WRITES"]}
+    ]
+    assert document["summary"] == {
+        "commands": {"INT": 1, "MAPC": 1, "MAPD": 1, "MAPTI": 1}, "injections": 1, "deliveries": 1, "coalesced": 0,
+        "latency_ns": {"p50": 800_000, "p99": 800_000, "max": 800_000},
+        "by_severity": {"error": 1, "warning": 1, "note": 0},
+    }  # fmt: skip
+    assert document["findings"][0]["vcpus"] == [1, 0]
+    assert document["findings"][0]["evidence"][0] == {
+        "time_ns": 100_001_700_499, "cpu": 0, "event": "populate_lr",
+        "text": "vcpu=0 intid=8192 lr=0 pend=1 act=0 en=1 tgt=0",
+    }  # fmt: skip
+
+
+def test_hostile_words_come_back_as_they_were(hostile: Analysis) -> None:
+    document = _valid(hostile)
+
+    assert document["findings"][0]["message"] == hostile.findings[0].message
