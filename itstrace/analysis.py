@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from itstrace.errors import Damage
     from itstrace.findings import Finding, SkippedRule
-    from itstrace.readers.base import CaptureInfo, Damage
+    from itstrace.readers.base import CaptureInfo
     from itstrace.seed import Seed
 
 

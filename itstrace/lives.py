@@ -77,7 +77,10 @@ def live(observations: Observations, history: History) -> Lives:
 
 
 def _latches(obs: Observations, history: History) -> pl.DataFrame:
-    """Every record after which the latch of an LPI is known. Shape: vm, intid, seq, time_ns, vcpu, latched, by."""
+    """Every record after which the latch of an LPI is known.
+
+    Shape: vm, intid, seq, time_ns, vcpu, latched, by.
+    """
     keep = ["vm", "intid", "seq", "time_ns", "vcpu", "latched", "by"]
     queue = obs.queueings.with_columns(
         vcpu=pl.coalesce("owner_vcpu", "target_vcpu"), latched=pl.col("pending"), by=pl.lit("queue")

@@ -1,5 +1,4 @@
-"""Observations to table history: every VM's commands stepped through the model, and what it says kept as
-intervals.
+"""Observations to table history: every VM's commands through the model, and what it says kept as intervals.
 
 Everything here runs per command or register write (thousands), never per interrupt. What the model must be
 told and cannot work out - configuration bytes that KVM read, saved tables that it restored - comes from the
@@ -72,7 +71,10 @@ class History:
     vm_ends: dict[int, int | None]
 
     def at(self, time_ns: int | None, vm: int | None = None) -> Tables:
-        """Tables as of a time; None: the end, or just before each VM's teardown. `pending` of LPIs is left unknown."""
+        """Tables as of a time; None: the end, or just before each VM's teardown.
+
+        `pending` of LPIs is left unknown.
+        """
         devices, collections, mappings, targets, configs = (
             self._live(frame, time_ns, vm)
             for frame in (self.devices, self.collections, self.mappings, self.targets, self.configurations)
@@ -502,8 +504,7 @@ class _Replayer:
     # --- what the capture does not show being made
 
     def _learn(self) -> None:
-        """Tables that were there before the capture, as far as their use tells: the first MSI of an event
-        names its LPI.
+        """Tables that were there before the capture, as far as their use tells: an event's first MSI names its LPI.
 
         Only of ITSs that are not known from their first command on, and only where no command touched the
         event before.
@@ -595,7 +596,10 @@ class _Replayer:
         return touched
 
     def _resets(self) -> pl.DataFrame:
-        """Tables freed by the VMM: KVM_DEV_ARM_ITS_CTRL_RESET. Frees of a command or a BASER write are not among them."""
+        """Tables freed by the VMM: KVM_DEV_ARM_ITS_CTRL_RESET.
+
+        Frees of a command or a BASER write are not among them.
+        """
         frees = self._mine(self.obs.allocations).filter(
             pl.col("op").is_in(["free_device", "free_collection"])
         )

@@ -30,7 +30,18 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"readers", "observe", "replay", "lives", "rules", "findings", "seed"},
     "compare": {"analysis"},
     "verify": {"analysis", "compare", "gic", "instants", "readers", "saved_tables", "seed"},
-    "report": {"_version", "analysis", "findings", "gic", "observe", "readers", "rules", "verify", "compare", "instants"},
+    "report": {
+        "_version",
+        "analysis",
+        "findings",
+        "gic",
+        "observe",
+        "readers",
+        "rules",
+        "verify",
+        "compare",
+        "instants",
+    },
 }
 COMMON = {"errors", "schemas", "tables", "units"}
 #: Rules look at observations; they may name what a capture lost (Damage), and never read one.
@@ -45,7 +56,9 @@ def _imports(path: Path) -> set[tuple[str, str]]:
             part = node.module.split(".")[1] if "." in node.module else ""
             found |= {(part or alias.name, alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {(alias.name.split(".")[1], "") for alias in node.names if alias.name.startswith("itstrace.")}
+            found |= {
+                (alias.name.split(".")[1], "") for alias in node.names if alias.name.startswith("itstrace.")
+            }
     return found
 
 
@@ -82,7 +95,16 @@ def test_the_model_is_pure(path: Path) -> None:
         elif isinstance(node, ast.ImportFrom) and node.module:
             modules.add(node.module.split(".")[0])
 
-    assert modules <= {"__future__", "collections", "dataclasses", "enum", "itstrace", "re", "types", "typing"}
+    assert modules <= {
+        "__future__",
+        "collections",
+        "dataclasses",
+        "enum",
+        "itstrace",
+        "re",
+        "types",
+        "typing",
+    }
 
 
 def test_only_the_command_line_prints() -> None:

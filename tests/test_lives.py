@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FIRST_LPI = 8192
-CAPTURES = [SAMPLES / name for name in ("6.12-clean.dat", "6.1-clean.dat", "6.12-double-delivery.dat", "7.3-guest-mistakes.dat")]
+CAPTURES = [
+    SAMPLES / name
+    for name in ("6.12-clean.dat", "6.1-clean.dat", "6.12-double-delivery.dat", "7.3-guest-mistakes.dat")
+]
 if CORPUS:
-    CAPTURES += [CORPUS / name / "trace.dat" for name in ("boot-6.12", "torture-6.1", "torture-6.12", "faults/clean-73-b")]
+    CAPTURES += [
+        CORPUS / name / "trace.dat"
+        for name in ("boot-6.12", "torture-6.1", "torture-6.12", "faults/clean-73-b")
+    ]
 
 
 @dataclass
@@ -37,7 +44,7 @@ class Plain:
 def _plain(path: Path) -> dict[int, Plain]:
     """A plain machine per LPI: queue latches, fill takes the latch, fold gives it back or delivers."""
     lpis: dict[int, Plain] = defaultdict(Plain)
-    open_msi: dict[int, bool] = Counter()
+    open_msi: dict[int, bool] = defaultdict(bool)
     for pid, event, text in report(path, "-R", "-t").records.select("pid", "event", "text").iter_rows():
         values = dict(re.findall(r"(\w+)=(\S+)", text))
         if event in ("its_inject_msi", "its_trigger"):
@@ -60,9 +67,9 @@ def _plain(path: Path) -> dict[int, Plain]:
             vcpu = int(values["vcpu"])
             for index in range(min(int(values["used"]), 4)):
                 value = int(values[f"lr{index}"], 0)
-                lpi = lpis.get(value & 0xFFFFFFFF)
-                if lpi is None or vcpu not in lpi.held:
+                if value & 0xFFFFFFFF not in lpis or vcpu not in lpis[value & 0xFFFFFFFF].held:
                     continue
+                lpi = lpis[value & 0xFFFFFFFF]
                 carried = lpi.held.pop(vcpu)
                 if value >> 62 in (1, 3):
                     lpi.latched, lpi.waiting = True, lpi.waiting + carried
@@ -108,7 +115,7 @@ def test_a_life_goes_forward_in_time(path: Path) -> None:
     delivered = analysis_of(path).lives.lives.filter(pl.col("outcome") == "delivered")
     steps = ["injected_ns", "queued_ns", "filled_ns", "retired_ns"]
 
-    for earlier, later in zip(steps, steps[1:], strict=False):
+    for earlier, later in itertools.pairwise(steps):
         assert delivered.filter(pl.col(later) < pl.col(earlier)).is_empty()
 
 
@@ -118,8 +125,10 @@ def test_the_double_delivery_is_pending_on_two_vcpus_at_once() -> None:
         (pl.col("intid") == 8193) & (pl.col("where") == "list_register")
     )
     pairs = pending.join(pending, on=["vm", "intid"], suffix="_other").filter(
-        (pl.col("vcpu") == 1) & (pl.col("vcpu_other") == 0)
-        & (pl.col("from_ns") < pl.col("from_ns_other")) & (pl.col("from_ns_other") < pl.col("to_ns"))
+        (pl.col("vcpu") == 1)
+        & (pl.col("vcpu_other") == 0)
+        & (pl.col("from_ns") < pl.col("from_ns_other"))
+        & (pl.col("from_ns_other") < pl.col("to_ns"))
     )
 
     assert pairs["from_seq"].n_unique() == 5
@@ -127,10 +136,17 @@ def test_the_double_delivery_is_pending_on_two_vcpus_at_once() -> None:
 
 def test_no_lpi_is_pending_on_two_vcpus_in_a_clean_capture() -> None:
     for name in ("6.12-clean.dat", "6.1-clean.dat", "7.3-migrate.dat"):
-        pending = analysis_of(SAMPLES / name).lives.pending.filter(pl.col("where") == "list_register").sort("vm", "intid", "from_seq")
-        next_one = pending.with_columns(
-            next_seq=pl.col("from_seq").shift(-1).over("vm", "intid"), next_vcpu=pl.col("vcpu").shift(-1).over("vm", "intid")
+        pending = (
+            analysis_of(SAMPLES / name)
+            .lives.pending.filter(pl.col("where") == "list_register")
+            .sort("vm", "intid", "from_seq")
         )
-        overlapping = next_one.filter((pl.col("next_seq") < pl.col("to_seq")) & (pl.col("next_vcpu") != pl.col("vcpu")))
+        next_one = pending.with_columns(
+            next_seq=pl.col("from_seq").shift(-1).over("vm", "intid"),
+            next_vcpu=pl.col("vcpu").shift(-1).over("vm", "intid"),
+        )
+        overlapping = next_one.filter(
+            (pl.col("next_seq") < pl.col("to_seq")) & (pl.col("next_vcpu") != pl.col("vcpu"))
+        )
 
         assert overlapping.is_empty(), name

@@ -28,7 +28,8 @@ def test_an_entry_holds_one_value_at_a_time(name: str, table: str) -> None:
     begun = pl.col("from_seq").fill_null(0)
     rows = frame.sort([*KEYS[table], begun]).with_columns(following=begun.shift(-1).over(KEYS[table]))
     wrong = rows.filter(
-        pl.col("following").is_not_null() & (pl.col("to_seq").is_null() | (pl.col("to_seq") > pl.col("following")))
+        pl.col("following").is_not_null()
+        & (pl.col("to_seq").is_null() | (pl.col("to_seq") > pl.col("following")))
     )
 
     assert frame.height
@@ -46,7 +47,9 @@ def test_every_command_has_a_verdict(name: str) -> None:
 def test_set_by_and_ended_by_are_commands_on_that_entry() -> None:
     analysis = analysis_of(SAMPLES / "7.3-guest-mistakes.dat")
     verdicts = analysis.history.verdicts.select("seq", "opcode")
-    ended = analysis.history.mappings.drop_nulls("ended_by").join(verdicts, left_on="ended_by", right_on="seq")
+    ended = analysis.history.mappings.drop_nulls("ended_by").join(
+        verdicts, left_on="ended_by", right_on="seq"
+    )
     begun = analysis.history.mappings.drop_nulls("set_by").join(verdicts, left_on="set_by", right_on="seq")
 
     assert set(ended["opcode"]) <= {"DISCARD", "MAPD", "MOVI", "MAPC"}
@@ -60,8 +63,19 @@ def test_from_the_middle_of_a_life_nothing_is_claimed_that_the_whole_denies() ->
     middle = int(obs.commands["seq"][60])
     cut = {
         name: getattr(obs, name).filter(pl.col("seq") >= middle)
-        for name in ("commands", "register_writes", "redistributor_writes", "injections", "queueings", "fills", "retargets",
-                     "configs", "allocations", "vm_events", "guest_reads")
+        for name in (
+            "commands",
+            "register_writes",
+            "redistributor_writes",
+            "injections",
+            "queueings",
+            "fills",
+            "retargets",
+            "configs",
+            "allocations",
+            "vm_events",
+            "guest_reads",
+        )
     }
     itss = obs.itss.with_columns(complete=pl.lit(value=False))
     vms = obs.vms.with_columns(complete=pl.lit(value=False))
@@ -82,9 +96,7 @@ def test_from_the_middle_of_a_life_nothing_is_claimed_that_the_whole_denies() ->
 def test_lost_commands_make_what_the_tables_hold_an_assumption() -> None:
     analysis = analysis_of(SAMPLES / "6.12-lost-records.dat")
     lost = analysis.observations.commands.filter("lost_before")
-    held = analysis.history.mappings.filter(
-        (pl.col("from_seq") == lost["seq"][0]) & pl.col("assumed")
-    )
+    held = analysis.history.mappings.filter((pl.col("from_seq") == lost["seq"][0]) & pl.col("assumed"))
 
     assert lost.height == 2
     assert held.height > 5

@@ -35,8 +35,7 @@ class _Batch:
 
 
 def boundaries(raw: Raw) -> pl.DataFrame:
-    """Records at which a task is surely done with the command before: the next read, the return, its next
-    entry.
+    """Records at which a task is surely done with the command before: the next read, the return, its next entry.
 
     Shape: pid, seq, time_ns in order of seq.
     """

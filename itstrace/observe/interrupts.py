@@ -1,4 +1,7 @@
-"""What happened to interrupts: MSIs offered, LPIs queued, list registers filled and folded. All of it vectorised."""
+"""What happened to interrupts: MSIs offered, LPIs queued, list registers filled and folded.
+
+All of it vectorised.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +100,10 @@ def _ints(raw: Raw, identity: Identity, commands: pl.DataFrame) -> pl.DataFrame:
 
 
 def _cached_only(raw: Raw, identity: Identity) -> pl.DataFrame:
-    """Hits of the translation cache outside vgic_its_inject_msi: irqfd's own way. A miss comes again through a worker."""
+    """Hits of the translation cache outside vgic_its_inject_msi: irqfd's own way.
+
+    A miss comes again through a worker.
+    """
     rows = raw["cached"].filter(pl.col("ret") == 0)
     rows = _outside_msi(rows, raw)
     rows = before(rows, raw["queue"], queue_seq="seq", queued="intid")
@@ -178,7 +184,10 @@ def queueings(raw: Raw, identity: Identity, injected: pl.DataFrame) -> pl.DataFr
 
 
 def folds(raw: Raw, identity: Identity) -> pl.DataFrame:
-    """LPIs read back from list registers at a vCPU's exit. Shape: seq, time_ns, vm, vcpu, intid, lr, state, in order of seq."""
+    """LPIs read back from list registers at a vCPU's exit.
+
+    Shape: seq, time_ns, vm, vcpu, intid, lr, state, in order of seq.
+    """
     frame = identity.with_vm(raw["fold"].filter(pl.col("used") > 0))
     parts = []
     for index in range(_SHOWN_LRS):

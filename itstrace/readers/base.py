@@ -90,7 +90,10 @@ Wanted = Mapping[str, tuple[str, ...] | None]
 
 
 class Capture(Protocol):
-    """An opened capture. Reading may be repeated; `gaps`, `damage` and `counts` are complete after one full reading."""
+    """An opened capture.
+
+    Reading may be repeated; `gaps`, `damage` and `counts` are complete after one full reading.
+    """
 
     @property
     def info(self) -> CaptureInfo:

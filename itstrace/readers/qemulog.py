@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 
 import zstandard
 
-from itstrace.errors import CaptureError, NothingToAnalyzeError
-from itstrace.readers.base import Damage
+from itstrace.errors import CaptureError, Damage, NothingToAnalyzeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from itstrace.lives import Lives
     from itstrace.errors import Damage
+    from itstrace.lives import Lives
     from itstrace.replay import History
 
 __all__ = ["HEADINGS", "RULES", "Rule", "check"]

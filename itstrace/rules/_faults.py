@@ -30,7 +30,10 @@ class Refused:
 
 
 def refused(case: Case) -> Iterator[Refused]:
-    """Refused commands of guests. KVM's own codes are coarse, so the tables of that moment say what was missing."""
+    """Refused commands of guests.
+
+    KVM's own codes are coarse, so the tables of that moment say what was missing.
+    """
     for note in case.history.notes:
         effect = note.effect
         if note.user or note.command_seq is None:

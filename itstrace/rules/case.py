@@ -13,9 +13,9 @@ from itstrace.observe.joins import before
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from itstrace.errors import Damage
     from itstrace.lives import Lives
     from itstrace.observe import Observations
-    from itstrace.errors import Damage
     from itstrace.replay import History
     from itstrace.rules.registry import Rule
 
@@ -79,7 +79,10 @@ class Case:
         ]
 
     def live_rows(self, frame: pl.DataFrame, keys: dict[str, Any], seq: int) -> list[dict[str, Any]]:
-        """Rows of an interval frame with these keys that hold at a record. For a few look-ups, not for many."""
+        """Rows of an interval frame with these keys that hold at a record.
+
+        For a few look-ups, not for many.
+        """
         for name, value in keys.items():
             frame = frame.filter(pl.col(name) == value)
         begun = pl.col("from_seq").is_null() | (pl.col("from_seq") <= seq)
@@ -117,8 +120,7 @@ class Case:
     def compare(
         self, rows: pl.DataFrame, frame: pl.DataFrame, keys: list[str], column: str, *, seen: str, end: str
     ) -> pl.DataFrame:
-        """Rows in which what was seen is not what the tables held, nor what they held while a command was
-        under way.
+        """Rows in which what was seen is not what the tables held, nor held while a command was under way.
 
         `rows` has `keys`, `seq`, `end` (its own end) and `seen`; `frame` is an interval frame. A command
         takes effect at some moment between its record and its end, so around it both the old and the new

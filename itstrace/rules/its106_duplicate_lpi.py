@@ -45,7 +45,8 @@ def duplicate_lpi(case: Case) -> Iterator[Finding]:
             else "both now share one interrupt"
         )
         yield case.finding(
-            f"LPI {effect.intid} was mapped to event {effect.event_id} of device 0x{effect.device_id:x} while {other} maps it: {end}.",
+            f"LPI {effect.intid} was mapped to event {effect.event_id} of device 0x{effect.device_id:x} "
+            f"while {other} maps it: {end}.",
             vm=note.vm,
             its=effect.its,
             device_id=effect.device_id,

@@ -40,7 +40,8 @@ def live_device_remapped(case: Case) -> Iterator[Finding]:
             shown = ", ".join(f"{event} (LPI {intid})" for event, intid in effect.events[:6])
             more = f" and {len(effect.events) - 6} more" if len(effect.events) > 6 else ""
             yield case.finding(
-                f"Device 0x{effect.device_id:x} was mapped again while {len(effect.events)} of its events were mapped: {shown}{more}. "
+                f"Device 0x{effect.device_id:x} was mapped again while {len(effect.events)} of its events were mapped: "
+                f"{shown}{more}. "
                 "KVM unmapped them all.",
                 vm=note.vm,
                 its=effect.its,

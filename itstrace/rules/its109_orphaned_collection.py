@@ -46,7 +46,8 @@ def orphaned_collection(case: Case) -> Iterator[Finding]:
             device, event, intid = effect.events[0]
             one = len(effect.events) == 1
             yield case.finding(
-                f"Collection {effect.icid} was unmapped while {len(effect.events)} event{'' if one else 's'} used it: {shown}{more}. "
+                f"Collection {effect.icid} was unmapped while {len(effect.events)} event{'' if one else 's'} used it: "
+                f"{shown}{more}. "
                 f"{'It has' if one else 'They have'} no target now{for_good}.",
                 vm=note.vm,
                 its=effect.its,

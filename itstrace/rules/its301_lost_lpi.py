@@ -105,8 +105,7 @@ def _passed_over(case: Case) -> pl.DataFrame:
 
 
 def _entered_without(rows: pl.DataFrame, runs: pl.DataFrame, exits: pl.DataFrame) -> pl.DataFrame:
-    """The exit of the target after the LPI was surely on its list, and the entry after that, at which it must
-    be filled.
+    """The target's exit after the LPI was surely on its list, and its next entry, at which it must be filled.
 
     Queued anew, it is on the list when the call is over. Found on another vCPU's list, it comes over when
     that vCPU prunes its list after its next exit, and surely before it enters again.

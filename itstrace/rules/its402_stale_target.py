@@ -72,7 +72,8 @@ def stale_target(case: Case) -> Iterator[Finding]:
         when = case.command_time(first["set_by"])
         since = f" at {seconds(when)}" if when is not None else ""
         yield case.finding(
-            f"{case.command_text(first['set_by'])}{since} gave LPI {intid} to vCPU {first['expected']}, but it was {first['what']} "
+            f"{case.command_text(first['set_by'])}{since} gave LPI {intid} to vCPU {first['expected']}, but it was "
+            f"{first['what']} "
             f"vCPU {first['vcpu']} at {seconds(first['time_ns'])} ({times(mine.height)}).",
             vm=vm,
             its=its,

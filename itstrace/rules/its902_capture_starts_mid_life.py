@@ -44,7 +44,8 @@ def capture_starts_mid_life(case: Case) -> Iterator[Finding]:
     for vm, its, base in rows.select("vm", "its", "base_gpa").iter_rows():
         at = f" at 0x{base:x}" if base is not None else ""
         yield case.finding(
-            f"The ITS{at} of VM {vm} was already in use when the capture began: what was mapped before is known only from its use.",
+            f"The ITS{at} of VM {vm} was already in use when the capture began: what was mapped before is known "
+            "only from its use.",
             vm=vm,
             its=its,
             time_ns=case.start_ns,

@@ -16,9 +16,15 @@ from itstrace.observe.commands import _Batch, _chain
 if TYPE_CHECKING:
     from pathlib import Path
 
-CAPTURES = [SAMPLES / name for name in ("6.12-clean.dat", "6.1-clean.dat", "7.3-migrate.dat", "7.3-guest-mistakes.dat")]
+CAPTURES = [
+    SAMPLES / name
+    for name in ("6.12-clean.dat", "6.1-clean.dat", "7.3-migrate.dat", "7.3-guest-mistakes.dat")
+]
 if CORPUS:
-    CAPTURES += [CORPUS / name / "trace.dat" for name in ("boot-6.12", "torture-6.1", "torture-7.3", "faults/MV-clean-612")]
+    CAPTURES += [
+        CORPUS / name / "trace.dat"
+        for name in ("boot-6.12", "torture-6.1", "torture-7.3", "faults/MV-clean-612")
+    ]
 
 
 def _words(text: str) -> dict[str, int]:
@@ -55,7 +61,11 @@ def test_msis_are_those_that_trace_cmd_shows(path: Path) -> None:
     injections = analysis_of(path).observations.injections
     msis = injections.filter(pl.col("from_command").is_null())
     commands = analysis_of(path).observations.commands
-    ints = [row[0] for row in commands.select("seq", "dw0", "dw1", "dw2", "dw3").iter_rows() if decode(row[1:]).name == "INT"]
+    ints = [
+        row[0]
+        for row in commands.select("seq", "dw0", "dw1", "dw2", "dw3").iter_rows()
+        if decode(row[1:]).name == "INT"
+    ]
 
     assert sorted(msis.select("time_ns", "device_id", "event_id").iter_rows()) == theirs
     assert set(injections["from_command"].drop_nulls()) <= set(ints)

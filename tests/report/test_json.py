@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 from conftest import SAMPLES, analysis_of
+from helpers.tiny_analysis import hostile, tiny
 from jsonschema import Draft202012Validator
 
 import itstrace.report
@@ -82,15 +83,15 @@ def test_lpis_sum_up_to_the_summary() -> None:
     assert max(lpi["latency_ns"]["max"] for lpi in vm["lpis"]) == document["summary"]["latency_ns"]["max"]
 
 
-def test_what_was_not_recorded_is_null(tiny: Analysis) -> None:
-    blind = copy(tiny)
-    observations = copy(tiny.observations)
+def test_what_was_not_recorded_is_null() -> None:
+    blind = copy(tiny())
+    observations = copy(tiny().observations)
     lost = ("msi", "cached", "trigger", "trigger_end", "resolve_end", "fill", "fold", "process", "command")
     observations.fed_by = {probe: event for probe, event in observations.fed_by.items() if probe not in lost}
     for frame in ("commands", "injections", "fills"):
         setattr(observations, frame, getattr(observations, frame).clear())
-    lives = copy(tiny.lives)
-    lives.lives = tiny.lives.lives.clear()
+    lives = copy(tiny().lives)
+    lives.lives = tiny().lives.lives.clear()
     blind.observations, blind.lives = observations, lives
 
     document = _valid(blind)
@@ -103,10 +104,10 @@ def test_what_was_not_recorded_is_null(tiny: Analysis) -> None:
     assert document["coverage"]["observations"]["COMMANDS"] == {"rows": None, "events": [], "whole": False}
 
 
-def test_an_lpi_without_msis_has_none_and_not_unknown(tiny: Analysis) -> None:
-    quiet = copy(tiny)
-    lives = copy(tiny.lives)
-    lives.lives = tiny.lives.lives.filter(pl.col("intid") != 8192)
+def test_an_lpi_without_msis_has_none_and_not_unknown() -> None:
+    quiet = copy(tiny())
+    lives = copy(tiny().lives)
+    lives.lives = tiny().lives.lives.filter(pl.col("intid") != 8192)
     quiet.lives = lives
 
     lpi = _valid(quiet)["vms"][0]["lpis"][0]
@@ -114,11 +115,11 @@ def test_an_lpi_without_msis_has_none_and_not_unknown(tiny: Analysis) -> None:
     assert (lpi["injections"], lpi["deliveries"], lpi["latency_ns"]) == (0, 0, None)
 
 
-def test_a_whole_small_document(tiny: Analysis) -> None:
-    document = _valid(tiny)
+def test_a_whole_small_document() -> None:
+    document = _valid(tiny())
 
     assert document["capture"] == {
-        "path": "tiny.dat", "format": "trace.dat v7 none", "kernel": "6.12.0", "arch": "aarch64", "clock": "mono",
+        "path": "tiny().dat", "format": "trace.dat v7 none", "kernel": "6.12.0", "arch": "aarch64", "clock": "mono",
         "start_ns": 100_000_000_000, "end_ns": 100_002_100_000, "events": 22, "cpus": 2, "lost": [], "damage": [],
     }  # fmt: skip
     assert document["coverage"]["skipped_rules"] == [
@@ -136,7 +137,7 @@ def test_a_whole_small_document(tiny: Analysis) -> None:
     }  # fmt: skip
 
 
-def test_hostile_words_come_back_as_they_were(hostile: Analysis) -> None:
-    document = _valid(hostile)
+def test_hostile_words_come_back_as_they_were() -> None:
+    document = _valid(hostile())
 
-    assert document["findings"][0]["message"] == hostile.findings[0].message
+    assert document["findings"][0]["message"] == hostile().findings[0].message

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 from conftest import SAMPLES, analysis_of
+from helpers.tiny_analysis import hostile, tiny
 
 from itstrace import Confidence, Kind, Severity
 from itstrace.report.finding import EVIDENCE_SHOWN, IN_FULL
@@ -47,9 +48,9 @@ def _verdict(analysis: Analysis) -> str:
         ("pipe", Sheet()),
     ],
 )
-def test_the_report_is_what_it_was(tiny: Analysis, name: str, sheet: Sheet) -> None:
+def test_the_report_is_what_it_was(name: str, sheet: Sheet) -> None:
     """Kept in golden/; written anew by UPDATE_GOLDEN=1, to be looked at before it is committed."""
-    text = "\n".join(_lines(sheet, tiny)) + "\n"
+    text = "\n".join(_lines(sheet, tiny())) + "\n"
     golden = GOLDEN / f"report-{name}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.parent.mkdir(exist_ok=True)
@@ -67,17 +68,17 @@ def test_no_line_is_wider_than_the_terminal(name: str, width: int) -> None:
     assert all("\n" not in line.plain for line in lines)
 
 
-def test_a_pipe_gets_ascii_and_whole_evidence(tiny: Analysis) -> None:
-    lines = _lines(Sheet(), tiny)
+def test_a_pipe_gets_ascii_and_whole_evidence() -> None:
+    lines = _lines(Sheet(), tiny())
 
     assert "\n".join(lines).isascii()
-    assert any(line.endswith(tiny.findings[0].evidence[1].text) for line in lines)
+    assert any(line.endswith(tiny().findings[0].evidence[1].text) for line in lines)
     assert not any(line != line.rstrip() for line in lines)
 
 
 @pytest.mark.parametrize("sheet", [Sheet(), Sheet(80, fine=True), Sheet(40)])
-def test_hostile_words_reach_no_terminal(hostile: Analysis, sheet: Sheet) -> None:
-    lines = list(report(sheet, hostile, _why, _RULES))
+def test_hostile_words_reach_no_terminal(sheet: Sheet) -> None:
+    lines = list(report(sheet, hostile(), _why, _RULES))
     styles = {str(span.style) for line in lines for span in line.spans}
 
     assert all(line.plain.isprintable() for line in lines)
@@ -88,16 +89,16 @@ def test_hostile_words_reach_no_terminal(hostile: Analysis, sheet: Sheet) -> Non
 # --- the verdict
 
 
-def test_a_host_error_leads(tiny: Analysis) -> None:
-    assert _verdict(tiny).startswith(
+def test_a_host_error_leads() -> None:
+    assert _verdict(tiny()).startswith(
         "KVM departs from its guest's ITS commands: double-pending (ITS401) on LPI 8192, vCPUs 1 and 0, "
         "first at 100.001700, 5 times. This is likely; 1 of 21 rules could not run"
     )
 
 
-def test_each_kind_of_error_has_its_sentence_and_milder_ones_have_none(tiny: Analysis) -> None:
-    mixed = copy(tiny)
-    error = tiny.findings[0]
+def test_each_kind_of_error_has_its_sentence_and_milder_ones_have_none() -> None:
+    mixed = copy(tiny())
+    error = tiny().findings[0]
     life = replace(
         error, code="ITS301", name="lost-lpi", kind=Kind.LIFE, count=1, confidence=Confidence.CERTAIN
     )
@@ -112,15 +113,15 @@ def test_each_kind_of_error_has_its_sentence_and_milder_ones_have_none(tiny: Ana
     assert "ITS105" not in text
 
 
-def test_a_warning_is_said_where_there_is_no_error(tiny: Analysis) -> None:
-    mild = copy(tiny)
-    mild.findings = [replace(tiny.findings[0], kind=Kind.GUEST, severity=Severity.WARNING)]
+def test_a_warning_is_said_where_there_is_no_error() -> None:
+    mild = copy(tiny())
+    mild.findings = [replace(tiny().findings[0], kind=Kind.GUEST, severity=Severity.WARNING)]
 
     assert _verdict(mild).startswith("The guest's ITS commands are wrong: double-pending")
 
 
-def test_a_clean_capture_is_called_so_and_how_surely(tiny: Analysis) -> None:
-    clean = copy(tiny)
+def test_a_clean_capture_is_called_so_and_how_surely() -> None:
+    clean = copy(tiny())
     clean.findings, clean.skipped = [], []
 
     assert _verdict(clean) == (
@@ -129,8 +130,8 @@ def test_a_clean_capture_is_called_so_and_how_surely(tiny: Analysis) -> None:
     )
 
 
-def test_lost_records_lessen_the_verdict(tiny: Analysis) -> None:
-    holed = copy(tiny)
+def test_lost_records_lessen_the_verdict() -> None:
+    holed = copy(tiny())
     holed.findings, holed.skipped = [], []
     holed.gaps = pl.DataFrame([(0, 1, 2, None), (1, 1, 2, 7)], schema=GAPS, orient="row")
 
@@ -141,8 +142,8 @@ def test_lost_records_lessen_the_verdict(tiny: Analysis) -> None:
 # --- the findings
 
 
-def test_a_finding_has_all_its_parts(tiny: Analysis) -> None:
-    text = "\n".join(_lines(Sheet(200), tiny))
+def test_a_finding_has_all_its_parts() -> None:
+    text = "\n".join(_lines(Sheet(200), tiny()))
 
     for part in (
         "ERROR  ITS401 double-pending", "KVM's doing, likely", "LPI 8192 was in a list register",
@@ -153,21 +154,21 @@ def test_a_finding_has_all_its_parts(tiny: Analysis) -> None:
         assert part in text
 
 
-def test_the_vm_and_the_its_are_named_where_there_are_several(tiny: Analysis) -> None:
-    several = copy(tiny)
-    several.observations = copy(tiny.observations)
-    vms, itss = tiny.observations.vms, tiny.observations.itss
+def test_the_vm_and_the_its_are_named_where_there_are_several() -> None:
+    several = copy(tiny())
+    several.observations = copy(tiny().observations)
+    vms, itss = tiny().observations.vms, tiny().observations.itss
     several.observations.vms = pl.concat([vms, vms.with_columns(vm=pl.lit(1, dtype=pl.UInt16))])
     several.observations.itss = pl.concat([itss, itss.with_columns(its=pl.lit(1, dtype=pl.UInt16))])
 
     assert "vCPUs 1 and 0, VM 0, ITS 0, 5 times" in "\n".join(_lines(Sheet(200), several))
-    assert "VM 0, ITS 0, 5 times" not in "\n".join(_lines(Sheet(200), tiny))
+    assert "VM 0, ITS 0, 5 times" not in "\n".join(_lines(Sheet(200), tiny()))
 
 
-def test_many_findings_of_one_rule_are_told_in_short_and_none_is_left_out(tiny: Analysis) -> None:
-    many = copy(tiny)
+def test_many_findings_of_one_rule_are_told_in_short_and_none_is_left_out() -> None:
+    many = copy(tiny())
     many.findings = [
-        replace(tiny.findings[0], message=f"This is number {n}.", evidence=()) for n in range(IN_FULL + 9)
+        replace(tiny().findings[0], message=f"This is number {n}.", evidence=()) for n in range(IN_FULL + 9)
     ]
 
     lines = _lines(Sheet(), many)
@@ -178,9 +179,9 @@ def test_many_findings_of_one_rule_are_told_in_short_and_none_is_left_out(tiny: 
         assert sum(f"This is number {n}." in line for line in lines) == 1
 
 
-def test_why_and_next_are_said_once_a_rule(tiny: Analysis) -> None:
-    twice = copy(tiny)
-    twice.findings = [tiny.findings[0]] * 2
+def test_why_and_next_are_said_once_a_rule() -> None:
+    twice = copy(tiny())
+    twice.findings = [tiny().findings[0]] * 2
 
     text = "\n".join(_lines(Sheet(200), twice))
 
@@ -188,10 +189,10 @@ def test_why_and_next_are_said_once_a_rule(tiny: Analysis) -> None:
     assert "why it matters and what to do next: as for the ITS401 above" in text
 
 
-def test_long_evidence_is_wrapped_then_cut_and_much_of_it_is_counted(tiny: Analysis) -> None:
-    long = copy(tiny)
-    record = replace(tiny.findings[0].evidence[0], text="word " * 200)
-    long.findings = [replace(tiny.findings[0], evidence=(record,) * (EVIDENCE_SHOWN + 4))]
+def test_long_evidence_is_wrapped_then_cut_and_much_of_it_is_counted() -> None:
+    long = copy(tiny())
+    record = replace(tiny().findings[0].evidence[0], text="word " * 200)
+    long.findings = [replace(tiny().findings[0], evidence=(record,) * (EVIDENCE_SHOWN + 4))]
 
     lines = _lines(Sheet(80, fine=True), long)
 
@@ -209,15 +210,15 @@ def test_rows_beyond_the_first_dozen_are_counted() -> None:
     assert "12 of 15 shown, `itstrace tables` has all" in text
 
 
-def test_what_was_only_seen_in_use_says_so(tiny: Analysis) -> None:
-    lines = _lines(Sheet(), tiny)
+def test_what_was_only_seen_in_use_says_so() -> None:
+    lines = _lines(Sheet(), tiny())
 
     assert "     0x9          ?           ?  use" in lines
     assert "     0x8         32  0x41060000  command" in lines
 
 
-def test_what_could_not_be_seen_says_what_to_record(tiny: Analysis) -> None:
-    text = " ".join(" ".join(_lines(Sheet(), tiny)).split())
+def test_what_could_not_be_seen_says_what_to_record() -> None:
+    text = " ".join(" ".join(_lines(Sheet(), tiny())).split())
 
     assert "REGISTER_WRITES not recorded: writes to the ITS's registers" in text
     assert "1 rule could not run. What is missing: - REGISTER_WRITES: record its_wr_cwriter" in text

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import CORPUS, SAMPLES, analysis_of
 
 from itstrace import Analysis, Severity
 from itstrace.rules import RULES
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 EXPECTED: dict[str, dict[str, Any]] = json.loads((SAMPLES / "expected.json").read_text(encoding="utf-8"))
 FAULTS = sorted(path.parent for path in (CORPUS / "faults").glob("*/key.json")) if CORPUS else []
@@ -66,7 +68,9 @@ def test_the_double_delivery_is_told_as_the_truth_has_it(corpus: Path) -> None:
     """The answer key counted the LPI in two vCPUs' list registers five times, first at 1350.325229."""
     truth = json.loads((corpus / "faults/F12-bug17-612/truth.json").read_text(encoding="utf-8"))
     said = next(one for one in truth["observed"] if "two vCPUs" in one["what"])
-    finding = next(f for f in analysis_of(corpus / "faults/F12-bug17-612/trace.dat").findings if f.code == "ITS401")
+    finding = next(
+        f for f in analysis_of(corpus / "faults/F12-bug17-612/trace.dat").findings if f.code == "ITS401"
+    )
 
     assert finding.count == said["count"]
     assert finding.vcpus == (0, 1)

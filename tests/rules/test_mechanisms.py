@@ -15,8 +15,8 @@ from itstrace.rules import RULES, check
 
 if TYPE_CHECKING:
     from itstrace import Finding
-    from itstrace.observe import Observations
     from itstrace.errors import Damage
+    from itstrace.observe import Observations
 
 #: A capture in which the rule fires, and one with the same observations in which it does not.
 SHOWN: dict[str, tuple[str, str]] = {
@@ -79,17 +79,23 @@ def test_an_lpi_injected_before_each_fill_is_no_duplicate() -> None:
     obs = analysis.observations
     extra = analysis.lives.fills.filter(pl.col("latched_by") == "fill")
     msis = obs.queueings.filter(pl.col("cause") == "msi").head(1).drop("seq", "vm", "intid")
-    caused = extra.select(pl.col("seq") - 1, "vm", "intid").join(msis, how="cross").select(obs.queueings.columns)
+    caused = (
+        extra.select(pl.col("seq") - 1, "vm", "intid").join(msis, how="cross").select(obs.queueings.columns)
+    )
 
     assert extra.height
-    assert "ITS303" not in _codes(_again(replace(obs, queueings=pl.concat([obs.queueings, caused])), gaps=analysis.gaps))
+    assert "ITS303" not in _codes(
+        _again(replace(obs, queueings=pl.concat([obs.queueings, caused])), gaps=analysis.gaps)
+    )
 
 
 def test_a_fill_without_a_cause_in_a_clean_capture_is_a_duplicate() -> None:
     """ITS303: one MSI's queueing taken out of a clean capture leaves its delivery without a cause."""
     analysis = analysis_of(SAMPLES / "6.12-clean.dat")
     obs = analysis.observations
-    last = analysis.lives.lives.filter((pl.col("outcome") == "delivered") & (pl.col("refills") == 0)).row(-1, named=True)
+    last = analysis.lives.lives.filter((pl.col("outcome") == "delivered") & (pl.col("refills") == 0)).row(
+        -1, named=True
+    )
     without = obs.queueings.filter(pl.col("seq") != last["queued_seq"])
     found = [f for f in _again(replace(obs, queueings=without), gaps=analysis.gaps) if f.code == "ITS303"]
 
@@ -101,8 +107,14 @@ def test_a_target_that_was_not_taken_over_is_stale() -> None:
     analysis = analysis_of(SAMPLES / "6.12-clean.dat")
     obs = analysis.observations
     moved = analysis.history.targets.filter(pl.col("set_by").is_not_null() & (pl.col("target_vcpu") == 1))
-    late = obs.queueings.filter("pending").join(moved.select("intid", "from_seq", "to_seq"), on="intid").filter(
-        (pl.col("seq") > pl.col("from_seq") + 50) & (pl.col("seq") < pl.col("to_seq")) & pl.col("owner_vcpu").is_null()
+    late = (
+        obs.queueings.filter("pending")
+        .join(moved.select("intid", "from_seq", "to_seq"), on="intid")
+        .filter(
+            (pl.col("seq") > pl.col("from_seq") + 50)
+            & (pl.col("seq") < pl.col("to_seq"))
+            & pl.col("owner_vcpu").is_null()
+        )
     )
     seq = late["seq"][0]
     changed = obs.queueings.with_columns(
@@ -124,7 +136,8 @@ def test_nothing_is_claimed_across_lost_records() -> None:
     ):
         analysis = analysis_of(SAMPLES / name)
         gap = pl.DataFrame(
-            {"cpu": [0], "from_ns": [analysis.start_ns], "to_ns": [analysis.end_ns], "lost": [1]}, schema=analysis.gaps.schema
+            {"cpu": [0], "from_ns": [analysis.start_ns], "to_ns": [analysis.end_ns], "lost": [1]},
+            schema=analysis.gaps.schema,
         )
         found = _codes(_again(analysis.observations, gaps=gap))
 
@@ -135,7 +148,9 @@ def test_nothing_is_claimed_across_lost_records() -> None:
 def test_a_capture_without_list_registers_says_what_it_cannot_tell() -> None:
     """ITS903: and the rules that need them are skipped, not silent."""
     analysis = analysis_of(SAMPLES / "6.12-double-delivery.dat")
-    fed = {probe: event for probe, event in analysis.observations.fed_by.items() if probe not in ("fill", "fold")}
+    fed = {
+        probe: event for probe, event in analysis.observations.fed_by.items() if probe not in ("fill", "fold")
+    }
     obs = replace(analysis.observations, fed_by=fed)
     findings, skipped = check(obs, analysis.history, analysis.lives, gaps=analysis.gaps, damage=[])
     said = [f for f in findings if f.code == "ITS903"]

@@ -1,21 +1,16 @@
-"""A small analysis of our own: real frames of a written capture, findings made by hand."""
+"""Small analyses of our own: real frames of a written capture, findings made by hand."""
 
 from __future__ import annotations
 
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import pytest
 from helpers import tiny_capture
-
-from itstrace import Confidence, Evidence, Finding, Kind, Severity, analyze
+from itstrace import Analysis, Confidence, Evidence, Finding, Kind, Severity, analyze
 from itstrace.findings import SkippedRule
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from itstrace import Analysis
 
 DOUBLE = Finding(
     code="ITS401",
@@ -53,37 +48,32 @@ LOST = replace(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def analyzed(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
-    """The written capture, analyzed. Its path is made short, so that no folder's name breaks a line."""
-    analysis = analyze(tiny_capture.write(tmp_path_factory.mktemp("tiny") / "tiny.dat"))
-    analysis.info.path = analysis.info.path.relative_to(analysis.info.path.parent)
+@cache
+def _analyzed() -> Analysis:
+    with TemporaryDirectory() as folder:
+        analysis = analyze(tiny_capture.write(Path(folder) / "tiny.dat"))
+    analysis.info.path = Path("tiny.dat")  # no folder's name shall break a line
     return analysis
 
 
-@pytest.fixture
-def tiny(analyzed: Analysis) -> Analysis:
-    """The same with findings that no rule will ever change."""
-    analysis = copy(analyzed)
+def tiny() -> Analysis:
+    """The written capture, with findings that no rule will ever change."""
+    analysis = copy(_analyzed())
     analysis.findings = [DOUBLE, LOST]
     analysis.skipped = [SkippedRule("ITS113", "queue-misuse", ("REGISTER_WRITES",))]
     return analysis
 
 
-@pytest.fixture(scope="session")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+@cache
+def hostile() -> Analysis:
     """A capture in which every text is hostile, and so is every text of its findings."""
     evil = tiny_capture.HOSTILE
-    path = tiny_capture.write(
-        tmp_path_factory.mktemp(f"{evil.replace('/', '')}") / "evil.dat", note=evil, comm=evil
-    )
-    analysis = analyze(path)
-    analysis.findings = [
-        replace(
-            DOUBLE, message=evil, advice=f"{evil}\n\x1b]0;title\x07", name=evil,
-            evidence=(Evidence(1, 0, evil, f"buf={evil}\nnext line", 1),),
-        )
-    ] * 6  # fmt: skip
+    with TemporaryDirectory() as folder:
+        path = tiny_capture.write(Path(folder) / f"{evil.replace('/', '')}.dat", note=evil, comm=evil)
+        analysis = analyze(path)
+    record = Evidence(1, 0, evil, f"buf={evil}\nnext line", 1)
+    bad = replace(DOUBLE, message=evil, advice=f"{evil}\n\x1b]0;title\x07", name=evil, evidence=(record,))
+    analysis.findings = [bad] * 6
     analysis.info.options = {evil: evil, "cpu stats 0": f"CPU: 0\nentries: {evil}"}
     analysis.info.kernel = analysis.info.uname = analysis.info.clock = analysis.info.arch = evil
     return analysis
