@@ -33,6 +33,9 @@ class Seed:
     at_ns: int | None
     sources: tuple[Path, ...]
     base_gpa: int | None = None
+    #: The device and collection tables are whole: what they lack is not mapped. `vgic-its-state` leaves out what has
+    #: no event.
+    whole: bool = False
 
 
 def split_seed(spec: str) -> tuple[Path, str | None]:
@@ -67,7 +70,8 @@ def load_seed(spec: str, resolve: Callable[[str], int] | None = None) -> Seed:
     saved = tables_of_images(dump)
     if saved.tables.events is None:
         raise DumpError(path, saved.problems[0], expected="images of the device table and of the ITTs")
-    return Seed(saved.tables, at_ns, (path,))
+    whole = saved.tables.devices is not None and saved.tables.collections is not None and not saved.problems
+    return Seed(saved.tables, at_ns, (path,), whole=whole)
 
 
 def combine_seeds(seeds: Sequence[Seed]) -> Seed | None:
@@ -94,7 +98,8 @@ def combine_seeds(seeds: Sequence[Seed]) -> Seed | None:
         lpis=_merged([one.lpis for one in known]),
     )
     sources = tuple(path for seed in seeds for path in seed.sources)
-    return Seed(tables, seeds[0].at_ns, sources, next(iter(bases), None))
+    whole = any(seed.whole for seed in seeds)
+    return Seed(tables, seeds[0].at_ns, sources, next(iter(bases), None), whole)
 
 
 def _fullest(frames: Sequence[pl.DataFrame | None]) -> pl.DataFrame | None:

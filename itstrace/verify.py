@@ -213,26 +213,29 @@ class _Verifier:
             saves = saves.filter(saves <= self.at_ns)
         return None if saves.is_empty() else int(saves[-1])
 
-    def _complete(self, subject: _Subject, at_ns: int | None) -> bool:
-        """Whether the replay knows every entry that there is: what it does not have is not mapped."""
+    def _complete(self, subject: _Subject, at_ns: int | None, what: str) -> bool:
+        """Whether the replay knows every entry of a kind: what it does not have is not mapped."""
         obs = self.analysis.observations
         lost = obs.commands.filter((pl.col("vm") == subject.vm) & pl.col("lost_before"))
         if not _until(lost, "time_ns", at_ns).is_empty():
             return False
-        if self.seed is not None and (self.seed.at_ns is None or at_ns is None or self.seed.at_ns <= at_ns):
-            given = self.seed.tables
-            if subject.its is not None:
-                return given.events is not None
-            # Images hold the LPIs that an event maps; only vgic-state, which knows targets, has them all.
-            return given.lpis is not None and given.lpis["target_vcpu"].is_not_null().any()
         frame = obs.vms if subject.its is None else obs.itss.filter(pl.col("its") == subject.its)
-        return bool(frame.filter(pl.col("vm") == subject.vm)["complete"].all())
+        if frame.filter(pl.col("vm") == subject.vm)["complete"].all():
+            return True
+        seed = self.seed
+        if seed is None or (seed.at_ns is not None and at_ns is not None and seed.at_ns > at_ns):
+            return False
+        if what == "lpi":
+            # Images hold the LPIs that an event maps; only vgic-state, which knows targets, has them all.
+            lpis = seed.tables.lpis
+            return lpis is not None and lpis["target_vcpu"].is_not_null().any()
+        return seed.whole or (what == "event" and seed.tables.events is not None)
 
     # --- comparing
 
     def _tables(self, subject: _Subject, at_ns: int | None) -> list[pl.DataFrame]:
         """Devices, collections and events."""
-        replay, complete = self._replayed(subject, at_ns), self._complete(subject, at_ns)
+        replay = self._replayed(subject, at_ns)
         partial = isinstance(self.dump, ItsState)
         rows: list[pl.DataFrame] = []
         for what, keys, fields in (
@@ -255,9 +258,9 @@ class _Verifier:
                 absent = pl.when(pl.col("used").is_null()).then(
                     pl.lit(f"this dump leaves out a {what} without events")
                 )
-            rows.append(
-                self._named(subject, Pair(what, ours, theirs, keys, fields, complete).compare(absent))
-            )
+            complete = self._complete(subject, at_ns, what)
+            pair = Pair(what, ours, theirs, keys, fields, complete)
+            rows.append(self._named(subject, pair.compare(absent)))
         return rows
 
     def _lpis(self, subject: _Subject, at_ns: int | None, fields: list[str]) -> pl.DataFrame:
@@ -268,7 +271,7 @@ class _Verifier:
         there = pl.col("intid").is_in(theirs["intid"].implode())
         must = pl.col("mapped") & pl.lit(isinstance(self.dump, VgicState))
         ours = ours.filter(must | there).with_columns(assumed=pl.lit(value=False))
-        complete = self._complete(_Subject(subject.vm, None), at_ns)
+        complete = self._complete(_Subject(subject.vm, None), at_ns, "lpi")
         lost = None if _until(self.analysis.gaps, "from_ns", at_ns).is_empty() else "records were lost before"
         rows = Pair("lpi", ours, theirs, ["intid"], fields, complete).compare(pl.lit(None, pl.String), lost)
         return self._named(_Subject(subject.vm, None), rows)

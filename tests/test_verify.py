@@ -277,6 +277,8 @@ def test_seeds_of_one_instant_are_one_seed() -> None:
     seed = combine_seeds([its, images, vgic])
     assert seed is not None
     assert seed.base_gpa == 0x8080000
+    assert seed.whole
+    assert not its.whole
     assert seed.tables.devices is not None
     assert seed.tables.devices["itt_gpa"].null_count() == 0
     assert seed.tables.lpis is not None
