@@ -11,6 +11,7 @@ from itstrace.observe.collect import Raw, collect
 from itstrace.observe.commands import commands
 from itstrace.observe.evidence import lines
 from itstrace.observe.identity import Identity, identify
+from itstrace.observe.runs import Runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +41,8 @@ class Observations:
     invalidations: pl.DataFrame
     allocations: pl.DataFrame
     guest_reads: pl.DataFrame
-    runs: pl.DataFrame
+    #: When vCPUs were in the guest; `runs.frame()` gives rows of RUNS.
+    runs: Runs
     vm_events: pl.DataFrame
     markers: pl.DataFrame
     #: Every fold of list registers: seq, time_ns, vm, vcpu, used.
@@ -73,7 +75,8 @@ def observe(capture: Capture) -> Observations:
 
 def from_raw(raw: Raw, identity: Identity) -> Observations:
     """Observations out of raw probe frames."""
-    taken = commands(raw, identity)
+    ran = Runs(raw, identity)
+    taken = commands(raw, identity, ran)
     injected = interrupts.injections(raw, identity, taken)
     return Observations(
         vms=identity.vms,
@@ -83,14 +86,14 @@ def from_raw(raw: Raw, identity: Identity) -> Observations:
         register_writes=state.register_writes(raw, identity),
         redistributor_writes=state.redistributor_writes(raw, identity),
         injections=injected,
-        queueings=interrupts.queueings(raw, identity, injected),
+        queueings=interrupts.queueings(raw, identity, injected, ran),
         fills=interrupts.fills(raw, identity, interrupts.folds(raw, identity)),
         retargets=state.retargets(raw, identity),
         configs=state.configs(raw, identity),
         invalidations=state.invalidations(raw, identity),
         allocations=state.allocations(raw, identity),
         guest_reads=state.guest_reads(raw, identity),
-        runs=interrupts.runs(raw, identity),
+        runs=ran,
         vm_events=state.vm_events(raw, identity),
         markers=state.markers(raw),
         folds=identity.with_vm(raw["fold"]).select("seq", "time_ns", "vm", "vcpu", "used"),

@@ -9,12 +9,14 @@ import polars as pl
 
 from itstrace import schemas
 from itstrace.observe.joins import after, before
+from itstrace.observe.runs import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from itstrace.observe.collect import Raw
     from itstrace.observe.identity import Identity
+    from itstrace.observe.runs import Runs
 
 COMMAND_BYTES = 32
 #: CBASER.Physical_Address [51:12] and Size [7:0] in pages of 4 KiB, minus one. Spec: IHI 0069H, GITS_CBASER.
@@ -35,16 +37,16 @@ class _Batch:
 
 
 def boundaries(raw: Raw) -> pl.DataFrame:
-    """Records at which a task is surely done with the command before: the next read, the return, its next entry.
+    """Records at which a task is surely done with the command before: the next read, or the return.
 
     Shape: pid, seq, time_ns in order of seq.
     """
-    parts = [raw[name] for name in ("command", "process", "process_end", "enter")]
+    parts = [raw[name] for name in ("command", "process", "process_end")]
     parts.append(raw["guest_read"].filter(pl.col("len") == COMMAND_BYTES))
     return pl.concat([part.select("pid", "seq", "time_ns") for part in parts]).sort("seq")
 
 
-def commands(raw: Raw, identity: Identity) -> pl.DataFrame:
+def commands(raw: Raw, identity: Identity, ran: Runs) -> pl.DataFrame:
     """Every ITS command, in the order in which its ITS took it.
 
     Shape: rows of COMMANDS.
@@ -59,6 +61,13 @@ def commands(raw: Raw, identity: Identity) -> pl.DataFrame:
     rows = rows.with_columns(its=pl.coalesce("its", "batch_its")).filter(pl.col("its").is_not_null())
     rows = identity.with_its(identity.with_vm(rows)).filter(pl.col("its").is_not_null())
     rows = after(rows, boundaries(raw), end_seq="seq", end_ns="time_ns")
+    # On 6.1 the return is not always recorded; a task that enters the guest is done in any case.
+    rows = rows.hstack(ran.next_entry_of_task(rows))
+    sooner = pl.col("entry_seq") < pl.col("end_seq").fill_null(NEVER)
+    rows = rows.with_columns(
+        end_seq=pl.when(sooner).then("entry_seq").otherwise("end_seq"),
+        end_ns=pl.when(sooner).then("entry_ns").otherwise("end_ns"),
+    )
     rows = _in_order(rows, raw)
     return rows.select(schemas.COMMANDS.names()).cast(schemas.COMMANDS)
 

@@ -15,6 +15,7 @@ from itstrace.observe.joins import after, before
 
 if TYPE_CHECKING:
     from itstrace.observe.identity import Identity
+    from itstrace.observe.runs import Runs
 
 #: GITS_TRANSLATER lies 0x10040 above the base of the ITS. Spec: IHI 0069H, GITS_TRANSLATER.
 TRANSLATER_OFFSET = 0x1_0040
@@ -134,13 +135,12 @@ def _steps(raw: Raw) -> pl.DataFrame:
         "process_end",
         "queue",
         "config",
-        "enter",
         "fill",
     )
     return pl.concat([raw[name].select("pid", "seq") for name in names])
 
 
-def queueings(raw: Raw, identity: Identity, injected: pl.DataFrame) -> pl.DataFrame:
+def queueings(raw: Raw, identity: Identity, injected: pl.DataFrame, ran: Runs) -> pl.DataFrame:
     """Calls of vgic_queue_irq_unlock for LPIs.
 
     Shape: rows of QUEUEINGS.
@@ -180,6 +180,8 @@ def queueings(raw: Raw, identity: Identity, injected: pl.DataFrame) -> pl.DataFr
     if not raw.gives("queue", "owner_vcpu"):
         rows = rows.drop("owner_vcpu").join(known.rename({"known": "owner_vcpu"}), on="owner_ptr", how="left")
     rows = after(rows, _steps(raw), settled_seq="seq")
+    rows = rows.hstack(ran.next_entry_of_task(rows).select("entry_seq"))
+    rows = rows.with_columns(settled_seq=pl.min_horizontal("settled_seq", "entry_seq"))
     return rows.sort("seq").select(schemas.QUEUEINGS.names()).cast(schemas.QUEUEINGS)
 
 
@@ -243,27 +245,3 @@ def fills(raw: Raw, identity: Identity, folded: pl.DataFrame) -> pl.DataFrame:
         enabled=pl.col("enabled") != 0,
     )
     return rows.sort("seq").select(schemas.FILLS.names()).cast(schemas.FILLS)
-
-
-def runs(raw: Raw, identity: Identity) -> pl.DataFrame:
-    """Stretches in the guest, of every task known to run a vCPU. Shape: rows of RUNS, in order of entry."""
-    parts = []
-    for vm, vcpu, pid in identity.vcpus.select("vm", "vcpu", "pid").iter_rows():
-        enter = raw["enter"].filter(pl.col("pid") == pid).select("seq", "time_ns")
-        leave = raw["exit"].filter(pl.col("pid") == pid).select("seq", "time_ns")
-        index = leave["seq"].search_sorted(enter["seq"]) if enter.height else pl.Series([], dtype=pl.UInt32)
-        padded = pl.concat([leave, pl.DataFrame({"seq": [None], "time_ns": [None]}, schema=leave.schema)])
-        out = padded[index] if enter.height else padded.clear()
-        parts.append(
-            pl.DataFrame(
-                {
-                    "enter_seq": enter["seq"],
-                    "enter_ns": enter["time_ns"],
-                    "exit_seq": out["seq"],
-                    "exit_ns": out["time_ns"],
-                }
-            ).with_columns(vm=pl.lit(vm), vcpu=pl.lit(vcpu), pid=pl.lit(pid))
-        )
-    if not parts:
-        return pl.DataFrame(schema=schemas.RUNS)
-    return pl.concat(parts).select(schemas.RUNS.names()).cast(schemas.RUNS).sort("enter_seq")

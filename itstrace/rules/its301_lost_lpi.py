@@ -15,6 +15,8 @@ from itstrace.units import duration, seconds, times
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from itstrace.observe.runs import Runs
+
 LPI = ["vm", "intid"]
 VCPU = ["vm", "vcpu"]
 #: Fewer list registers than any GIC has that KVM runs on; with that many in use an LPI may have to wait its
@@ -79,17 +81,16 @@ def lost_lpi(case: Case) -> Iterator[Finding]:
 def _passed_over(case: Case) -> pl.DataFrame:
     """Queueings after which the vCPU left and entered the guest without the LPI, one row per stretch in which it waited."""
     obs = case.observations
-    runs = obs.runs.select("vm", "vcpu", "enter_ns", "exit_seq", seq="enter_seq", entry_ns="enter_ns")
-    exits = obs.runs.filter(pl.col("exit_seq").is_not_null()).select("vm", "vcpu", seq="exit_seq")
     rows = obs.queueings.filter(pl.col("pending") & pl.col("enabled") & ~pl.col("active")).drop_nulls(
         "target_vcpu"
     )
     rows = rows.with_columns(vcpu=pl.col("target_vcpu"))
     # Only vCPUs whose running is known; the rest cannot be judged.
-    rows = rows.join(runs.select(VCPU).unique(), on=VCPU, how="semi")
+    run = pl.DataFrame(list(obs.runs.entries), schema={"vm": pl.UInt16, "vcpu": pl.Int32}, orient="row")
+    rows = rows.join(run, on=VCPU, how="semi", maintain_order="left")
     rows = after(rows, obs.fills, LPI, next_fill="seq", next_fill_ns="time_ns")
     rows = after(rows, obs.queueings, LPI, next_queue="seq")
-    rows = _entered_without(rows, runs, exits)
+    rows = _entered_without(rows, obs.runs)
     end = pl.min_horizontal(pl.col("next_fill").fill_null(NEVER), *_excuses(case, rows))
     rows = rows.filter(pl.col("entry_seq").is_not_null() & (pl.col("entry_seq") < end))
     rows = before(rows, obs.fills, LPI, last_fill="seq")
@@ -104,28 +105,22 @@ def _passed_over(case: Case) -> pl.DataFrame:
     return case.without_lost(rows, "time_ns", "entry_ns")
 
 
-def _entered_without(rows: pl.DataFrame, runs: pl.DataFrame, exits: pl.DataFrame) -> pl.DataFrame:
+def _entered_without(rows: pl.DataFrame, runs: Runs) -> pl.DataFrame:
     """The target's exit after the LPI was surely on its list, and its next entry, at which it must be filled.
 
-    Queued anew, it is on the list when the call is over. Found on another vCPU's list, it comes over when
-    that vCPU prunes its list after its next exit, and surely before it enters again.
+    Queued anew, it is on the list when the call is over. Found on another vCPU's list, it comes over when that
+    vCPU prunes its list after its next exit, and surely before it enters again.
     """
-    rows = rows.rename({"seq": "queued"}).with_columns(
-        seq=pl.col("settled_seq").fill_null(NEVER),
-        vcpu=pl.coalesce("owner_vcpu", "target_vcpu"),
-        _away=pl.col("owner_vcpu").is_not_null() & (pl.col("owner_vcpu") != pl.col("target_vcpu")),
+    owner = rows.select("vm", vcpu=pl.coalesce("owner_vcpu", "target_vcpu"), seq="settled_seq")
+    left = owner.with_columns(seq=runs.next_exit(owner)["exit_seq"])
+    back = runs.next_entry(left)["entry_seq"]
+    away = pl.col("owner_vcpu").is_not_null() & (pl.col("owner_vcpu") != pl.col("target_vcpu"))
+    on_list = rows.with_columns(back=back).select(
+        "vm", "vcpu", seq=pl.when(away).then("back").otherwise("settled_seq")
     )
-    rows = after(rows, exits, VCPU, left="seq").with_columns(
-        _settled=pl.col("seq"), seq=pl.col("left").fill_null(NEVER)
-    )
-    rows = after(rows, runs, VCPU, back="seq")
-    rows = rows.with_columns(
-        vcpu=pl.col("target_vcpu"),
-        seq=pl.when("_away").then(pl.col("back").fill_null(NEVER)).otherwise("_settled"),
-    )
-    rows = after(rows, exits, VCPU, exit_seq="seq").with_columns(seq=pl.col("exit_seq").fill_null(NEVER))
-    rows = after(rows, runs, VCPU, entry_seq="seq", entry_ns="entry_ns")
-    return rows.drop("seq", "_away", "_settled", "left", "back").rename({"queued": "seq"}).sort("seq")
+    exits = runs.next_exit(on_list)
+    entries = runs.next_entry(on_list.with_columns(seq=exits["exit_seq"]))
+    return rows.hstack([exits["exit_seq"], entries["entry_seq"], entries["entry_ns"]])
 
 
 def _excuses(case: Case, rows: pl.DataFrame) -> list[pl.Series]:
