@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from itstrace.report.layout import Sheet, wrap
+from itstrace.report.layout import Sheet, clean, wrap
 from itstrace.report.text import plain
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Output:
 
     def lines(self, lines: Iterable[Text]) -> None:
         """Print lines of a report."""
-        for line in lines:
+        for line in map(clean, lines):
             if self.gone:
                 return
             if self.sheet.width is None:

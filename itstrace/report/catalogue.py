@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from rich.text import Text
 
 from itstrace.report.finding import KINDS, STYLES
-from itstrace.report.layout import Cell, Column, Sheet, clean, table, wrap
+from itstrace.report.layout import Cell, Column, Sheet, clean, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -62,7 +62,7 @@ def page(sheet: Sheet, entry: Entry) -> Iterator[Text]:
     yield from _markdown(sheet, entry.page)
     if entry.needs:
         yield Text()
-        yield from wrap(Text(f"Needs {', '.join(entry.needs)}.", "dim"), sheet.prose)
+        yield from sheet.wrap(Text(f"Needs {', '.join(entry.needs)}.", "dim"))
 
 
 def _markdown(sheet: Sheet, text: str) -> Iterator[Text]:
@@ -91,9 +91,9 @@ def _block(sheet: Sheet, lines: Sequence[str]) -> Iterator[Text]:
     for item in items:
         joined = " ".join(item)
         if joined.startswith(("- ", "* ")):
-            yield from wrap(_inline(joined[2:]), sheet.prose, first="  - ", rest="    ")
+            yield from sheet.wrap(_inline(joined[2:]), first="  - ", rest="    ")
         elif joined:
-            yield from wrap(_inline(joined), sheet.prose)
+            yield from sheet.wrap(_inline(joined))
 
 
 def _inline(text: str) -> Text:

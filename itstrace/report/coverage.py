@@ -8,7 +8,7 @@ from rich.text import Text
 
 from itstrace.observe.catalogue import OBSERVATIONS
 from itstrace.report.figures import Seen, to_record
-from itstrace.report.layout import Cell, Sheet, facts, join, wrap
+from itstrace.report.layout import Cell, Sheet, facts, join
 from itstrace.report.text import listed, plural
 
 if TYPE_CHECKING:
@@ -43,6 +43,6 @@ def coverage(
     for name in dict.fromkeys(name for rule in skipped for name in rule.missing):
         probes = [f"{event} ({kernel})" for event, kernel in to_record(name, fed_by)]
         record = f": record {listed(probes)}" if probes else ""
-        yield from wrap(join(Text(name, "bold"), record), sheet.prose, first="  - ", rest="    ")
+        yield from sheet.wrap(join(Text(name, "bold"), record), first="  - ", rest="    ")
         codes = [rule.code for rule in skipped if name in rule.missing]
-        yield from wrap(Text(f"for {listed(codes)}", "dim"), sheet.prose, first="    ")
+        yield from sheet.wrap(Text(f"for {listed(codes)}", "dim"), first="    ")

@@ -100,7 +100,7 @@ class Printer:
         """The columns of `cells`."""
         numeric = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
         fields = [
-            Column(each.name, right=isinstance(each.dtype, numeric) and each.name not in self.names)
+            Column(plain(each.name), right=isinstance(each.dtype, numeric) and each.name not in self.names)
             for each in shown_fields(self.event)
         ]
         return [Column("time", right=True), Column("cpu"), Column("task"), *fields]

@@ -116,10 +116,10 @@ def in_full(
 ) -> Iterator[Text]:
     """One finding, whole. `before`: the advice of a finding of the same rule that stands above."""
     yield from _head(sheet, finding)
-    yield from wrap(finding.message, sheet.prose, first="  ")
+    yield from sheet.wrap(finding.message, first="  ")
     about = ", ".join(part for part in (naming.subject(finding), when(finding)) if part)
     if about:
-        yield from wrap(Text(about, "bold"), sheet.prose, first="  ")
+        yield from sheet.wrap(Text(about, "bold"), first="  ")
     same = f"as for the {finding.code} above"
     if before != finding.advice:
         yield from _labelled(sheet, "why", same if before is not None else why)
@@ -129,7 +129,7 @@ def in_full(
         else:
             yield join(" " * (2 + _LABEL), line)
     if before == finding.advice:
-        yield from wrap(Text(f"why it matters and what to do next: {same}", "dim"), sheet.prose, first="  ")
+        yield from sheet.wrap(Text(f"why it matters and what to do next: {same}", "dim"), first="  ")
     else:
         yield from _labelled(sheet, "next", finding.advice)
     yield Text()
@@ -154,7 +154,7 @@ def _labelled(sheet: Sheet, label: str, text: Cell) -> Iterator[Text]:
     if not str(text):
         return
     head = "  " + label.ljust(_LABEL)
-    for at, line in enumerate(wrap(text, sheet.prose, first=head)):
+    for at, line in enumerate(sheet.wrap(text, first=head)):
         if at == 0:
             line.stylize("dim", 0, len(head))
         yield line
@@ -192,7 +192,7 @@ def _in_short(sheet: Sheet, rest: Sequence[Finding]) -> Iterator[Text]:
         if sheet.width is None:
             yield clean(head + text)
             continue
-        lines = list(wrap(text, sheet.prose, first=head))
+        lines = list(sheet.wrap(text, first=head))
         if len(lines) > _SHORT_LINES:
             last = cut(join(lines[_SHORT_LINES - 1], " " * sheet.prose), sheet.prose, sheet.dots)
             lines = [*lines[: _SHORT_LINES - 1], last]

@@ -51,6 +51,10 @@ class Sheet:
         """Something was cut here."""
         return "\u2026" if self.fine else "..."
 
+    def wrap(self, text: Cell, *, first: str = "", rest: str | None = None) -> Iterator[Text]:
+        """Running text; in a pipe a word that no line can hold stays whole."""
+        return wrap(text, self.prose, first=first, rest=rest, whole=self.width is None)
+
     def rule(self, title: str, note: Cell = "") -> Text:
         """A heading that spans the sheet."""
         line = join(Text(title, "bold"), "  " if cell_len(str(note)) else "", clean(note))
@@ -101,8 +105,11 @@ def cut(text: Text, width: int, dots: str) -> Text:
     return short
 
 
-def wrap(text: Cell, width: int, *, first: str = "", rest: str | None = None) -> Iterator[Text]:
-    """Words into lines of `width`, indented by `first` and then by `rest`; longer words are broken."""
+def wrap(
+    text: Cell, width: int, *, first: str = "", rest: str | None = None, whole: bool = False
+) -> Iterator[Text]:
+    """Words into lines of `width`, indented by `first` and then by `rest`; longer words are broken, if not `whole`."""
+    first = plain(first)
     rest = " " * cell_len(first) if rest is None else rest
     source = clean(text)
     indent, room = first, max(width - cell_len(first), 10)
@@ -118,7 +125,7 @@ def wrap(text: Cell, width: int, *, first: str = "", rest: str | None = None) ->
             indent, room, used, gap = rest, max(width - cell_len(rest), 10), 0, 0
         if not used:
             start = begin
-        while long > room:  # a word that no line can hold
+        while long > room and not whole:  # a word that no line can hold
             stop = start + _fitting(source.plain[start:end], room)
             yield _indented(indent, source[start:stop])
             indent, room, start = rest, max(width - cell_len(rest), 10), stop
@@ -155,11 +162,11 @@ def facts(
     sheet: Sheet, rows: Iterable[tuple[str, Cell]], *, indent: str = "  ", label: int = 0
 ) -> Iterator[Text]:
     """Labels with what they say, the values aligned and wrapped."""
-    rows = [(name, value) for name, value in rows if str(value)]
+    rows = [(plain(name), value) for name, value in rows if str(value)]
     label = label or max((cell_len(name) for name, _ in rows), default=0)
     for name, value in rows:
         head = indent + name + " " * (label - cell_len(name)) + _GAP
-        for at, line in enumerate(wrap(value, sheet.prose, first=head, rest=" " * cell_len(head))):
+        for at, line in enumerate(sheet.wrap(value, first=head, rest=" " * cell_len(head))):
             if at == 0:
                 line.stylize("dim", len(indent), len(indent) + len(name))
             yield line
@@ -201,7 +208,7 @@ def table(
         _squeeze(widths, columns, room)
         if columns[-1].flow:
             widths[-1] = min(whole, max(room - sum(widths[:-1]), _FLOW_MIN))
-    yield _row(sheet, columns, widths, [Text(c.title, "dim") for c in columns], indent)
+    yield _row(sheet, columns, widths, [clean(c.title, "dim") for c in columns], indent)
     flows = columns[-1].flow and sheet.width is not None
     for row in shown:
         if flows:
@@ -210,17 +217,17 @@ def table(
             yield _row(sheet, columns, widths, row, indent)
     if len(shown) < len(cells):
         note = f"{len(shown):,} of {len(cells):,} shown"
-        yield from wrap(Text(f"{note}, {more}" if more else note, "dim italic"), sheet.prose, first=indent)
+        yield from sheet.wrap(Text(f"{note}, {more}" if more else note, "dim italic"), first=indent)
 
 
 def _squeeze(widths: list[int], columns: Sequence[Column], room: int) -> None:
     """Take from columns that can give, the widest of the most willing first, down to eight or the title."""
     over = sum(widths) - room
     for willing in sorted({c.give for c in columns if c.give}, reverse=True):
-        group = [i for i, c in enumerate(columns) if c.give == willing]
+        group = [i for i, c in enumerate(columns) if c.give == willing and not c.flow]
         while over > 0:
-            i = max(group, key=lambda i: widths[i])
-            if widths[i] <= max(8, cell_len(columns[i].title)):
+            i = max(group, key=lambda i: widths[i], default=None)
+            if i is None or widths[i] <= max(8, cell_len(columns[i].title)):
                 break
             widths[i] -= 1
             over -= 1

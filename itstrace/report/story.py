@@ -317,18 +317,18 @@ def _summary(sheet: Sheet, analysis: Analysis, tale: Story) -> Iterator[Text]:
     counts = lives.group_by("outcome").len().sort("len", descending=True)
     parts = [f"{count:,} {outcome or 'unknown'}" for outcome, count in counts.iter_rows()]
     yield sheet.rule(f"LPI {tale.intid}", f"VM {tale.vm}")
-    yield from wrap(
-        f"{plural(lives.height, 'MSI')}{': ' + ', '.join(parts) if parts else ''}", sheet.prose, first="  "
+    yield from sheet.wrap(
+        f"{plural(lives.height, 'MSI')}{': ' if parts else ''}{', '.join(parts)}", first="  "
     )
     vcpus = lives["filled_vcpu"].drop_nulls().value_counts(sort=True)
     if vcpus.height:
         taken = listed([f"vCPU {vcpu} ({count:,})" for vcpu, count in vcpus.iter_rows()])
-        yield from wrap(f"first filled into list registers of {taken}", sheet.prose, first="  ")
+        yield from sheet.wrap(f"first filled into list registers of {taken}", first="  ")
     measured = latency(lives)
     if measured is not None:
         half, most, longest = (duration(value) for value in (measured.p50, measured.p99, measured.max))
         text = f"MSI to list register: p50 {half}, p99 {most}, max {longest}"
-        yield from wrap(text, sheet.prose, first="  ")
+        yield from sheet.wrap(text, first="  ")
 
 
 def _line(sheet: Sheet, step: Step, before: Step | None, width: int) -> Iterator[Text]:

@@ -12,7 +12,7 @@ from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.report import figures
 from itstrace.report.coverage import coverage
 from itstrace.report.finding import STYLES, Naming, findings
-from itstrace.report.layout import Cell, Column, Sheet, facts, table, wrap
+from itstrace.report.layout import Cell, Column, Sheet, facts, table
 from itstrace.report.state import State, its_name, right
 from itstrace.report.text import duration, hexa, listed, number, plain, plural, seconds, size
 
@@ -80,11 +80,11 @@ def verdict(sheet: Sheet, analysis: Analysis, naming: Naming, rules: int) -> Ite
     for kind, words in _WRONG.items():
         mine = [finding for finding in wrong if finding.kind is kind]
         if mine:
-            yield from wrap(Text(plain(f"{words}: {_headline(mine, naming)}."), STYLES[worst]), sheet.prose)
+            yield from sheet.wrap(Text(plain(f"{words}: {_headline(mine, naming)}."), STYLES[worst]))
     if not wrong:
         yield Text("Nothing wrong was found.", "bold" if analysis.skipped else "bold green")
-        yield from wrap(_went_through(analysis), sheet.prose)
-    yield from wrap(_sureness(analysis, wrong, rules), sheet.prose)
+        yield from sheet.wrap(_went_through(analysis))
+    yield from sheet.wrap(_sureness(analysis, wrong, rules))
 
 
 def _headline(mine: Sequence[Finding], naming: Naming) -> str:

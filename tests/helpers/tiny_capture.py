@@ -1,4 +1,4 @@
-"""A capture of a few records, written here: one guest, one device, one MSI; or the same with hostile words in it."""
+"""A capture of a few records, written here: one guest, one device, one MSI; hostile words on demand."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _FORMATS = (
 )  # fmt: skip
 EVENTS = {event.name: event for event in _FORMATS}
 
-#: MAPC collection 0 to vCPU 0; MAPD device 8; MAPTI event 0 to LPI 8192; an INT of device 9, which is not mapped.
+#: MAPC collection 0 to vCPU 0; MAPD device 8; MAPTI event 0 to LPI 8192; an INT of device 9, never mapped.
 _COMMANDS = (
     (0x09, 0, 1 << 63, 0),
     (0x08 | 8 << 32, 4, 1 << 63 | 0x41060000, 0),

@@ -1,4 +1,4 @@
-"""The report for a person: right, readable at any width, plain in a pipe, and safe whatever the capture holds."""
+"""The report for a person: right, readable at any width, plain in a pipe, safe whatever the capture holds."""
 
 from __future__ import annotations
 

@@ -1,0 +1,118 @@
+"""What `info` says: what a file holds and what is missing, without analyzing it."""
+
+from __future__ import annotations
+
+import json
+from copy import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import polars as pl
+import pytest
+from conftest import SAMPLES, analysis_of
+from helpers import tiny_capture
+from helpers.tiny_analysis import hostile
+
+from itstrace.errors import Damage
+from itstrace.readers import open_capture
+from itstrace.report.contents import Contents, contents, contents_document, overview
+from itstrace.report.layout import Sheet
+from itstrace.schemas import COUNTS, GAPS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "ITS101": ("unmapped-device", ("COMMANDS",)),
+    "ITS113": ("queue-misuse", ("COMMANDS", "REGISTER_WRITES")),
+    "ITS905": ("damaged-capture", ()),
+}
+
+
+def _contents(path: Path) -> Contents:
+    with open_capture(path) as capture:
+        return contents(capture)
+
+
+def _text(held: Contents, sheet: Sheet) -> str:
+    return "\n".join(line.plain for line in overview(sheet, held, NEEDS))
+
+
+def test_it_counts_what_the_analysis_counts() -> None:
+    held = _contents(SAMPLES / "6.12-clean.dat")
+    analysis = analysis_of(SAMPLES / "6.12-clean.dat")
+
+    assert held.counts.equals(analysis.counts)
+    assert (held.start_ns, held.end_ns) == (analysis.start_ns, analysis.end_ns)
+    assert held.fed_by.keys() == analysis.observations.fed_by.keys()
+
+
+def test_it_says_what_can_run_and_what_to_record(tmp_path: Path) -> None:
+    held = _contents(tiny_capture.write(tmp_path / "tiny.dat"))
+    text = " ".join(_text(held, Sheet()).split())
+    document = contents_document(held, NEEDS)
+
+    assert "2 of 3 rules can run on it." in text
+    assert "REGISTER_WRITES: record its_wr_cwriter (vgic_mmio_write_its_cwriter)" in text
+    assert document["rules"] == {
+        "can_run": ["ITS101", "ITS905"],
+        "skipped": [{"code": "ITS113", "name": "queue-misuse", "missing": ["REGISTER_WRITES"]}],
+    }
+    assert document["observations"]["COMMANDS"] == {
+        "records": 5, "events": ["its:its_process", "its:its_cmd_off"], "whole": True,
+    }  # fmt: skip
+    assert document["observations"]["REGISTER_WRITES"]["records"] is None
+
+
+def test_a_capture_of_another_world_is_described_too(tmp_path: Path) -> None:
+    held = _contents(tiny_capture.write_x86(tmp_path / "x86.dat"))
+    text = _text(held, Sheet())
+
+    assert "sched:sched_switch        5      5" in text
+    assert "1 of 3 rules can run on it." in text
+    assert "1 event of 1 type" not in text
+    assert "5 events of 1 type, none lost; 1 type described" in text
+
+
+def test_lost_records_and_damage_are_shown(tmp_path: Path) -> None:
+    held = _contents(tiny_capture.write(tmp_path / "tiny.dat"))
+    gaps = pl.DataFrame([(1, None, 100_000_000_000, None), (0, 5, 10, 99)], schema=GAPS, orient="row")
+    held = replace(held, gaps=gaps, damage=[Damage(4096, 1, "a page is torn")] * 5)
+    text = _text(held, Sheet())
+
+    assert "a page is torn at byte 4096 (CPU 1)" in text
+    assert "and 2 more places" in text
+    assert "    1  the start  100.000000     ?        ?" in text
+    assert "    0   0.000000    0.000000  5 ns       99" in text
+    assert contents_document(held, NEEDS)["lost"][1] == {"cpu": 0, "from_ns": 5, "to_ns": 10, "records": 99}
+
+
+@pytest.mark.parametrize("cpus", [8, 9, 300])
+def test_many_cpus_fit_a_narrow_terminal(tmp_path: Path, cpus: int) -> None:
+    held = _contents(tiny_capture.write(tmp_path / "tiny.dat"))
+    rows = [("kvm:kvm_exit", cpu, 7) for cpu in range(cpus)]
+    held = replace(held, counts=pl.DataFrame(rows, schema=COUNTS, orient="row"))
+    lines = list(overview(Sheet(80, fine=True), held, NEEDS))
+
+    assert max(line.cell_len for line in lines) <= 80
+    assert any(line.plain.split()[:2] == ["kvm:kvm_exit", str(7 * cpus)] for line in lines) or cpus == 300
+
+
+@pytest.mark.parametrize("sheet", [Sheet(), Sheet(80, fine=True)])
+def test_hostile_words_reach_no_terminal(tmp_path: Path, sheet: Sheet) -> None:
+    held = _contents(tiny_capture.write(tmp_path / "tiny.dat"))
+    held = replace(held, info=copy(hostile().info), damage=[Damage(None, None, tiny_capture.HOSTILE)])
+    lines = list(overview(sheet, held, NEEDS))
+
+    assert all(line.plain.isprintable() for line in lines)
+    assert "\\x1b[2J" in "".join(line.plain for line in lines)
+
+
+def test_the_document_is_json() -> None:
+    held = _contents(SAMPLES / "7.3-migrate.dat")
+    document = json.loads(json.dumps(contents_document(held, NEEDS)))
+
+    assert document["schema"] == "itstrace.info/1"
+    assert sum(event["records"] for event in document["events"]) == held.counts["records"].sum()
+    assert all(sum(event["by_cpu"].values()) == event["records"] for event in document["events"])
