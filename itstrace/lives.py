@@ -115,7 +115,11 @@ def _flushed(latches: pl.DataFrame, obs: Observations, history: History) -> pl.D
     last = latches.select("vm", "intid", "vcpu").unique(["vm", "intid"])
     rows = flushes.select("vm", "seq", "time_ns", flushed="vcpu").join(last.select("vm", "intid"), on="vm")
     rows = before(rows, latches, LPI, was="latched", vcpu="vcpu")
-    rows = rows.filter(pl.col("was") & (pl.col("vcpu") == pl.col("flushed")))
+    # An LPI that was latched while disabled is on no list, and keeps its latch.
+    rows = before(rows, obs.queueings, LPI, on_list="enabled")
+    rows = rows.filter(
+        pl.col("was") & (pl.col("vcpu") == pl.col("flushed")) & pl.col("on_list").fill_null(value=True)
+    )
     return rows.with_columns(latched=pl.lit(value=False), by=pl.lit("flush"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from itstrace.gic.commands import Command, Opcode, decode, describe
+from itstrace.gic.commands import Command, Opcode, describe
 from itstrace.gic.faults import Fault
 from itstrace.model import effects as fx
 from itstrace.rules.case import Case, first_some
@@ -25,51 +25,34 @@ class Refused:
     note: Note
     its: int
     command: Command
-    fault: Fault | None
+    fault: Fault
     code: str
 
 
 def refused(case: Case) -> Iterator[Refused]:
-    """Refused commands of guests.
-
-    KVM's own codes are coarse, so the tables of that moment say what was missing.
-    """
+    """Refused commands of guests. KVM's own codes are coarse, so the tables of that moment say what was missing."""
     for note in case.history.notes:
         effect = note.effect
-        if note.user or note.command_seq is None:
+        if note.user or note.command is None:
             continue
-        if isinstance(effect, fx.CommandFaulted):
-            if effect.fault is not None:
-                code = _blame(case, note, effect.its, effect.command, effect.fault)
-                yield Refused(note, effect.its, effect.command, effect.fault, code)
-        elif isinstance(effect, fx.InjectionRefused) and effect.fault is not None:
-            command = _command(case, note.command_seq)
-            code = _blame(case, note, effect.its, command, effect.fault)
-            yield Refused(note, effect.its, command, effect.fault, code)
+        if isinstance(effect, fx.CommandFaulted | fx.InjectionRefused) and effect.fault is not None:
+            yield Refused(
+                note, effect.its, note.command, effect.fault, _blame(note, note.command, effect.fault)
+            )
 
 
-def _command(case: Case, seq: int) -> Command:
-    rows = case.observations.commands.filter(case.observations.commands["seq"] == seq)
-    return decode(rows.select("dw0", "dw1", "dw2", "dw3").row(0))
-
-
-def _blame(case: Case, note: Note, its: int, command: Command, fault: Fault) -> str:
+def _blame(note: Note, command: Command, fault: Fault) -> str:
     """Which of ITS101 to ITS104 a refused command is."""
     if fault.name.endswith("_OOR"):
         return "ITS104"
-    keys = {"vm": note.vm, "its": its}
     if command.device_id is None:
         return "ITS103"
-    devices = case.live_rows(case.history.devices, {**keys, "device_id": command.device_id}, note.seq)
-    if not devices:
+    if not note.device_mapped:
         return "ITS101"
-    bits = devices[0]["event_bits"]
-    if command.event_id is not None and bits is not None and command.event_id >> bits:
+    if command.event_id is not None and note.event_bits is not None and command.event_id >> note.event_bits:
         return "ITS104"
-    if command.opcode in (Opcode.MAPTI, Opcode.MAPI):
-        return "ITS103"
-    mapped = {**keys, "device_id": command.device_id, "event_id": command.event_id}
-    return "ITS103" if case.live_rows(case.history.mappings, mapped, note.seq) else "ITS102"
+    mapping = command.opcode in (Opcode.MAPTI, Opcode.MAPI)
+    return "ITS103" if mapping or note.event_mapped else "ITS102"
 
 
 def report(case: Case) -> Iterator[Finding]:
@@ -89,7 +72,7 @@ def report(case: Case) -> Iterator[Finding]:
             groups.setdefault(key, []).append(one)
     for members in groups.values():
         first, last = members[0], members[-1]
-        why = f" ({first.fault.name}, 0x{first.fault:06x})" if first.fault is not None else ""
+        why = f" ({first.fault.name}, 0x{first.fault:06x})"
         yield case.finding(
             f"{describe(first.command)} was refused {times(len(members))}: {_missing(first)}{why}. "
             "KVM skips such a command silently; the guest is not told.",
@@ -123,4 +106,4 @@ def _missing(one: Refused) -> str:
         Fault.MAPTI_ID_OOR: f"event {command.event_id} lies beyond the device's ITT",
         Fault.MAPTI_PHYSICALID_OOR: f"INTID {command.intid} is no LPI that PROPBASER allows",
         Fault.MOVALL_PROCNUM_OOR: f"there is no vCPU {command.rdbase} or {command.rdbase2}",
-    }.get(one.fault or Fault.MAPD_DEVICE_OOR, "an operand lies beyond its limit")
+    }.get(one.fault, "an operand lies beyond its limit")

@@ -117,7 +117,8 @@ def test_help_is_readable_at_80_columns(arguments: list[str]) -> None:
     assert result.exit_code == 0
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith(f"Usage: itstrace {' '.join(arguments)}".rstrip())
-    assert not re.search(r"[{}]|list\[|<bool>|\.\.\.$", result.stdout, re.MULTILINE)
+    assert not re.search(r"[{}]|list\[|<bool>", result.stdout)
+    assert not any(line.endswith("...") for line in lines[1:])  # a text that did not fit
     assert "--no-color" in result.stdout
 
 
@@ -386,7 +387,7 @@ def test_events_by_bare_and_full_name_and_limit(
     assert len(whole) == 1 + 1983
     assert [line.split() for line in some] == [line.split() for line in whole[:8]]
     assert every == whole
-    assert {"TRAP", "0x40000000"} <= {*whole[1].split()}
+    assert {"TRAP", "IABT_LOW"} <= {*whole[1].split()}
 
 
 def test_rules_list_and_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
