@@ -68,6 +68,7 @@ def measure(command: Sequence[str], *, keep_output: bool = False) -> Usage:
             stdout=output if keep_output else subprocess.DEVNULL,
             stderr=None if keep_output else subprocess.DEVNULL,
             env=environment,
+            cwd=ROOT,  # where `python -m` looks first
         )
         ended = threading.Event()
         sampler = threading.Thread(target=_sample, args=(process.pid, usage, ended))
