@@ -2,7 +2,7 @@
 
 import typer
 
-from itstrace.cli.options import AsJson, CapturePath, Limit, Profile, Seeds, rows_shown
+from itstrace.cli.options import All, AsJson, CapturePath, Profile, Seeds
 from itstrace.cli.output import Output
 from itstrace.cli.running import analyzed
 from itstrace.readers import open_capture
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 def _commands(
     capture: CapturePath,
     *,
-    limit: Limit = None,
+    limit: All = None,
     json: AsJson = False,
     seed: Seeds = None,
     kernel: Profile = None,
@@ -32,7 +32,7 @@ def _commands(
         comms = opened.comms
     out = Output()
     if json:
-        out.json(command_documents(analysis, comms, rows_shown(limit, None)))
+        out.json(command_documents(analysis, comms, limit or None))
     else:
-        out.lines(command_lines(out.sheet, analysis, comms, rows_shown(limit, out.sheet.width)))
+        out.lines(command_lines(out.sheet, analysis, comms, limit or None))
     out.close()

@@ -8,7 +8,7 @@ import typer
 
 from itstrace._version import __version__
 from itstrace.analysis import Analysis
-from itstrace.cli.options import AsJson, CapturePath, Limit, Profile, Seeds, Vm, rows_shown
+from itstrace.cli.options import All, AsJson, CapturePath, Profile, Seeds, Vm
 from itstrace.cli.output import Output
 from itstrace.cli.running import analyzed
 from itstrace.errors import UsageError
@@ -29,7 +29,7 @@ def _lpi(
     ],
     *,
     vm: Vm = None,
-    limit: Limit = None,
+    limit: All = None,
     json: AsJson = False,
     seed: Seeds = None,
     kernel: Profile = None,
@@ -46,7 +46,7 @@ def _lpi(
     if json:
         out.json({"schema": _SCHEMA, "version": __version__, **story_document(analysis, tale)})
     else:
-        out.lines(told(out.sheet, analysis, tale, show=rows_shown(limit, None)))
+        out.lines(told(out.sheet, analysis, tale, show=limit or None))
     out.close()
 
 

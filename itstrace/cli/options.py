@@ -37,6 +37,11 @@ Limit = Annotated[
     ),
 ]
 
+All = Annotated[
+    int | None,
+    typer.Option("--limit", metavar="N", min=0, help="Print at most N of them; 0 is all, as is no limit."),
+]
+
 #: Rows that a terminal shows where no --limit is given.
 TERMINAL_ROWS = 50
 

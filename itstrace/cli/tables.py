@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import polars as pl
 import typer
 
 from itstrace._version import __version__
@@ -50,12 +51,17 @@ def _tables(
     """Show the tables of every ITS as of a time: devices, collections, events, and the LPIs behind them."""
     analysis = analyzed(capture, profile=kernel, seeds=seed or ())
     time_ns = None if at is None else instant(analysis, at)
-    known = analysis.observations.vms["vm"].to_list()
-    if vm is not None and vm not in known:
-        raise UsageError(f"--vm {vm}: there is no such VM", advice=f"one of {', '.join(map(str, known))}")
+    vms = analysis.observations.vms
+    if vm is not None and vm not in vms["vm"]:
+        those = ", ".join(map(str, vms["vm"]))
+        raise UsageError(f"--vm {vm}: there is no such VM", advice=f"one of {those}")
     tables = analysis.at(time_ns, vm)
-    itss = analysis.observations.itss
-    itss = itss if vm is None else itss.filter(itss["vm"] == vm)
+    if vm is not None:
+        vms = vms.filter(pl.col("vm") == vm)
+    if time_ns is not None:  # only those that were there then
+        begun = pl.col("start_ns").is_null() | (pl.col("start_ns") <= time_ns)
+        vms = vms.filter(begun & (pl.col("end_ns").is_null() | (pl.col("end_ns") > time_ns)))
+    itss = analysis.observations.itss.join(vms, on="vm", how="semi", maintain_order="left")
     out = Output()
     if json:
         lpis = None if tables.lpis is None else tables.lpis.to_dicts()
@@ -69,6 +75,6 @@ def _tables(
         out.json(document)
     else:
         if time_ns is not None:
-            note(f"tables as of {seconds(time_ns, 9)}")
+            note(f"tables as of {seconds(time_ns, 9)}{'' if itss.height else ', when there was no ITS'}")
         out.lines(State(out.sheet, tables, itss).lines())
     out.close()

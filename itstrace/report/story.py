@@ -165,8 +165,13 @@ def _together(steps: list[Step]) -> Iterator[Step]:
 
 
 def _place(finding: Finding) -> int:
-    """After the first record that the finding rests on."""
-    return min(finding.seqs) if finding.seqs else 0
+    """The record at which the finding begins: the first of its evidence that is not before its time."""
+    begun = [
+        item.seq
+        for item in finding.evidence
+        if item.seq is not None and item.time_ns >= (finding.time_ns or 0)
+    ]
+    return min(begun, default=max(finding.seqs, default=0))
 
 
 def _rows(frame: pl.DataFrame, kind: str, say: Callable[[Row], str]) -> Iterator[Step]:
@@ -320,6 +325,10 @@ def _summary(sheet: Sheet, analysis: Analysis, tale: Story) -> Iterator[Text]:
     yield from sheet.wrap(
         f"{plural(lives.height, 'MSI')}{': ' if parts else ''}{', '.join(parts)}", first="  "
     )
+    before = analysis.history.mappings.filter(mine & pl.col("from_seq").is_null())
+    for device_id, event_id in before.select("device_id", "event_id").iter_rows():
+        text = f"device {hexa(device_id)}, event {known(event_id)} meant it before the capture began"
+        yield from sheet.wrap(text, first="  ")
     vcpus = lives["filled_vcpu"].drop_nulls().value_counts(sort=True)
     if vcpus.height:
         taken = listed([f"vCPU {vcpu} ({count:,})" for vcpu, count in vcpus.iter_rows()])

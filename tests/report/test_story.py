@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from copy import copy
 from dataclasses import replace
 
 import polars as pl
@@ -35,11 +36,24 @@ def test_a_small_life_whole() -> None:
 def test_a_finding_stands_where_it_begins() -> None:
     analysis = tiny()
     fill = analysis.observations.fills["seq"][0]
-    analysis.findings = [replace(analysis.findings[0], seqs=(fill + 1, fill))]
+    finding = analysis.findings[0]
+    early, late = (replace(finding.evidence[0], seq=seq) for seq in (0, fill))
+    records = (replace(early, time_ns=0), replace(late, time_ns=finding.time_ns or 0), late)
+    analysis.findings = [replace(finding, evidence=records, seqs=(0, fill))]
 
     kinds = [step.kind for step in story(analysis, 0, 8192).steps]
 
     assert kinds[kinds.index("finding") - 1] == "fill"
+
+
+def test_a_mapping_from_before_the_capture_is_said() -> None:
+    analysis = tiny()
+    analysis.history = copy(analysis.history)
+    nothing = pl.lit(None, dtype=pl.UInt64)
+    analysis.history.mappings = analysis.history.mappings.with_columns(from_seq=nothing, set_by=nothing)
+    lines = [line.plain for line in told(Sheet(), analysis, story(analysis, 0, 8192))]
+
+    assert "  device 0x8, event 0 meant it before the capture began" in lines
 
 
 def test_findings_about_others_stay_out() -> None:
