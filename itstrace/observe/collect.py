@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: Columns that every raw frame begins with.
 HEAD = {"seq": pl.UInt64(), "time_ns": pl.Int64(), "cpu": pl.UInt16(), "pid": pl.Int32()}
 
+#: Rows of one event that are worth a query.
+_MANY_ROWS = 1 << 18
+
 #: The first LPI. Spec: IHI 0069H, INTIDs.
 FIRST_LPI = 8192
 
@@ -112,6 +115,36 @@ _KEEP: dict[str, pl.Expr] = {
 }
 
 
+class _Heap:
+    """Frames of one event, made into a probe's rows a good many at a time: a query costs more than its rows."""
+
+    def __init__(self, select: list[pl.Expr], keep: pl.Expr | None) -> None:
+        self._select = select
+        self._keep = keep
+        self._fresh: list[pl.DataFrame] = []
+        self._rows = 0
+        self._done: list[pl.DataFrame] = []
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """Take one block's frame."""
+        self._fresh.append(frame)
+        self._rows += frame.height
+        if self._rows >= _MANY_ROWS:
+            self._work()
+
+    def take(self) -> pl.DataFrame | None:
+        """All rows; None where there are none."""
+        if self._fresh:
+            self._work()
+        rows = [frame for frame in self._done if frame.height]
+        return pl.concat(rows) if rows else None
+
+    def _work(self) -> None:
+        query = pl.concat(self._fresh).lazy().select(self._select)
+        self._done.append((query if self._keep is None else query.filter(self._keep)).collect())
+        self._fresh, self._rows = [], 0
+
+
 def collect(capture: Capture) -> Raw:
     """Read a capture once and keep what the probes ask for.
 
@@ -122,28 +155,25 @@ def collect(capture: Capture) -> Raw:
     wanted: dict[str, tuple[str, ...] | None] = {}
     for (_, event), (_, needed, _) in plans.items():
         wanted[event] = tuple(dict.fromkeys((*(wanted.get(event) or ()), *needed.values())))
-    parts: dict[tuple[str, str], list[pl.DataFrame]] = {key: [] for key in candidates}
+    heaps = {key: _Heap(plans[key][0], _KEEP.get(key[0])) for key in candidates}
     for block in capture.blocks(wanted):
         for key in candidates:
             frame = block.get(key[1])
-            if frame is None or frame.is_empty():
-                continue
-            frame = frame.select(plans[key][0])
-            if key[0] in _KEEP:
-                frame = frame.filter(_KEEP[key[0]])
-            if frame.height:
-                parts[key].append(frame)
+            if frame is not None and frame.height:
+                heaps[key].add(frame)
+    parts = {key: heap.take() for key, heap in heaps.items()}
     frames: dict[str, pl.DataFrame] = {}
     events: dict[str, str] = {}
     absent: dict[str, frozenset[str]] = {}
     fields: dict[tuple[str, str], str] = {}
     for name, event in candidates:
         # Of several events for one probe the first that fired serves; they record the same thing.
-        if name not in events or (name not in frames and parts[name, event]):
+        if name not in events or (name not in frames and parts[name, event] is not None):
             events[name], absent[name] = event, plans[name, event][2]
             fields.update({(name, column): source for column, source in plans[name, event][1].items()})
-            if parts[name, event]:
-                frames[name] = pl.concat(parts.pop((name, event)))
+            frame = parts.pop((name, event))
+            if frame is not None:
+                frames[name] = frame
     for name, probe in PROBES.items():
         if name not in frames:
             frames[name] = pl.DataFrame(schema=HEAD | {c.name: c.dtype for c in probe.columns})
