@@ -2,8 +2,9 @@
 
 import json as json_module
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
+import polars as pl
 import typer
 from rich.text import Text
 
@@ -14,10 +15,9 @@ from itstrace.readers import open_capture
 from itstrace.readers.base import Capture, find_event
 from itstrace.report.contents import contents, event_documents, event_table
 from itstrace.report.events import Printer, piped, records
+from itstrace.report.text import plain
 
 _SCHEMA = "itstrace.events/1"
-
-Rows = list[dict[str, Any]]
 
 
 def register(app: typer.Typer) -> None:
@@ -78,44 +78,48 @@ def _records(out: Output, opened: Capture, event: str, limit: int | None, *, jso
                 return
     else:
         assert show is None or show > 0
-        rows = [row for block in blocks for row in block]
+        frames = list(blocks)
+        if not frames:
+            out.lines([Text(f"no records of {plain(event)}", "dim italic")])
+            return
+        rows = pl.concat(frames)
         out.lines(records(out.sheet, printer, rows[:show]))
-        if show is not None and len(rows) > show:
+        if show is not None and rows.height > show:
             out.lines([Text(f"the first {show} records; --limit 0 prints all", "dim italic")])
 
 
-def _blocks(opened: Capture, event: str, show: int | None) -> Iterator[Rows]:
+def _blocks(opened: Capture, event: str, show: int | None) -> Iterator[pl.DataFrame]:
     """The records of an event, block by block; one more than are to be shown, if there is one."""
     left = None if show is None else show + 1
     for block in opened.blocks({event: None}):
         frame = block.get(event)
         if frame is None or frame.is_empty():
             continue
-        rows = frame.to_dicts() if left is None else frame.head(left).to_dicts()
+        rows = frame if left is None else frame.head(left)
         yield rows
         if left is not None:
-            left -= len(rows)
+            left -= rows.height
             if left <= 0:
                 return
 
 
-def _until(blocks: Iterator[Rows], show: int | None) -> Iterator[Rows]:
+def _until(blocks: Iterator[pl.DataFrame], show: int | None) -> Iterator[pl.DataFrame]:
     """No more than `show` rows in all."""
     left = show
     for rows in blocks:
-        yield rows if left is None else rows[:left]
+        yield rows if left is None else rows.head(left)
         if left is not None:
-            left -= len(rows)
+            left -= rows.height
             if left <= 0:
                 return
 
 
-def _print_json(out: Output, printer: Printer, blocks: Iterator[Rows], show: int | None) -> None:
+def _print_json(out: Output, printer: Printer, blocks: Iterator[pl.DataFrame], show: int | None) -> None:
     head = {"schema": _SCHEMA, "version": __version__, "event": printer.event.full_name}
     out.write(json_module.dumps(head)[:-1] + ', "records": [')
     separator = "\n"
     for rows in _until(blocks, show):
-        for row in rows:
+        for row in rows.iter_rows(named=True):
             out.write(separator + json_module.dumps(printer.document(row)))
             separator = ",\n"
         if out.gone:

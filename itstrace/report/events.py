@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
@@ -15,7 +16,7 @@ from itstrace.report.symbols import hex_fields
 from itstrace.report.text import hexa, known, plain, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from itstrace.readers.base import EventField, EventFormat
 
@@ -91,10 +92,17 @@ class Printer:
         """`qemu-system-aar-1234`; `<...>` where the capture has no name, as trace-cmd says it."""
         return "?" if pid is None else f"{self.comms.get(pid, '<...>')}-{pid}"
 
-    def cells(self, row: Mapping[str, Any]) -> list[str]:
-        """Time, CPU, task, then the fields."""
-        values = [self.text(each, row[column_name(each.name)]) for each in shown_fields(self.event)]
-        return [seconds(row["time_ns"], 9), f"{row['cpu']:03d}", self.task(row["pid"]), *values]
+    def cells(self, rows: pl.DataFrame) -> list[tuple[str, ...]]:
+        """Each record's time, CPU, task and fields, safe for a terminal; made column by column, for there may be millions."""
+        columns = [
+            [seconds(time_ns, 9) for time_ns in rows["time_ns"].to_list()],
+            _each(rows["cpu"], lambda cpu: f"{cpu:03d}"),
+            _each(rows["pid"], self.task),
+        ]
+        columns += [
+            _each(rows[column_name(each.name)], partial(self.text, each)) for each in shown_fields(self.event)
+        ]
+        return list(zip(*columns, strict=True))
 
     def columns(self) -> list[Column]:
         """The columns of `cells`."""
@@ -106,9 +114,17 @@ class Printer:
         return [Column("time", right=True), Column("cpu"), Column("task"), *fields]
 
 
-def records(sheet: Sheet, printer: Printer, rows: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+def _each(values: pl.Series, say: Callable[[Any], str]) -> list[str]:
+    """The text of every value; of those that come again only once."""
+    told: dict[Any, str] = {}
+    if values.dtype.is_nested():
+        return [plain(say(value)) for value in values.to_list()]
+    return [told[v] if v in told else told.setdefault(v, plain(say(v))) for v in values.to_list()]
+
+
+def records(sheet: Sheet, printer: Printer, rows: pl.DataFrame) -> Iterator[Text]:
     """Records as a table where the sheet is wide enough, else one record a paragraph."""
-    columns, cells = printer.columns(), [[plain(cell) for cell in printer.cells(row)] for row in rows]
+    columns, cells = printer.columns(), printer.cells(rows)
     widths = [max(len(column.title), *(len(row[i]) for row in cells), 0) for i, column in enumerate(columns)]
     if sheet.width is None or sum(widths) + 2 * (len(widths) - 1) <= sheet.width:
         yield from table(sheet, columns, cells, indent="")
@@ -121,13 +137,13 @@ def records(sheet: Sheet, printer: Printer, rows: Sequence[Mapping[str, Any]]) -
         yield from wrap(line, sheet.width, first="    ")
 
 
-def piped(printer: Printer, blocks: Iterable[Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+def piped(printer: Printer, blocks: Iterable[pl.DataFrame]) -> Iterator[str]:
     """Records as plain lines, block by block; columns widen where a later block needs it."""
     columns = printer.columns()
     widths = [len(column.title) for column in columns]
     begun = False
     for rows in blocks:
-        cells = [[plain(cell) for cell in printer.cells(row)] for row in rows]
+        cells = printer.cells(rows)
         widths = [max(width, *(len(row[i]) for row in cells), 0) for i, width in enumerate(widths)]
         if not begun:
             yield _line([column.title for column in columns], columns, widths)

@@ -390,6 +390,17 @@ def test_events_by_bare_and_full_name_and_limit(
     assert {"TRAP", "IABT_LOW"} <= {*whole[1].split()}
 
 
+def test_an_event_without_records_is_no_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = json.loads(called(capsys, monkeypatch, "events", DOUBLE, "--json").out)["events"]
+    name = next(event["event"] for event in listed if not event["records"])
+
+    assert called(capsys, monkeypatch, "events", DOUBLE, name).out.split()[:3] == ["time", "cpu", "task"]
+    assert json.loads(called(capsys, monkeypatch, "events", DOUBLE, name, "--json").out)["records"] == []
+    assert f"no records of {name}" in on_a_terminal(80, "events", DOUBLE, name).out
+
+
 def test_rules_list_and_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     listing = called(capsys, monkeypatch, "rules").out
     page = called(capsys, monkeypatch, "rules", "its401").out

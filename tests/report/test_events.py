@@ -29,6 +29,10 @@ ROW = {
 }  # fmt: skip
 
 
+def _rows(*rows: dict[str, object]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema_overrides={"__probe_ip": pl.UInt64, "irq": pl.UInt64, "text": pl.String})
+
+
 @pytest.mark.parametrize(
     ("print_fmt", "fields"),
     [
@@ -48,7 +52,7 @@ def test_hex_is_what_the_format_says_in_hex(print_fmt: str, fields: set[str]) ->
 def test_a_person_sees_names_and_hex_and_no_probe_address() -> None:
     printer = Printer.of(EVENT, {42: "qemu"})
 
-    assert printer.cells(ROW) == [
+    assert printer.cells(_rows(ROW))[0] == (
         "1.000000001",
         "003",
         "qemu-42",
@@ -56,7 +60,7 @@ def test_a_person_sees_names_and_hex_and_no_probe_address() -> None:
         "level",
         "-1",
         "hello",
-    ]
+    )
     assert [column.title for column in printer.columns()] == [
         "time",
         "cpu",
@@ -78,7 +82,9 @@ def test_a_program_sees_numbers_and_their_names() -> None:
 def test_an_unknown_value_and_an_unnamed_one_are_shown_as_such() -> None:
     printer = Printer.of(EVENT, {})
 
-    assert printer.cells({**ROW, "kind": 77, "irq": None, "text": None})[3:] == ["?", "0x4d", "-1", "?"]
+    rows = _rows({**ROW, "kind": 77, "irq": None, "text": None})
+
+    assert printer.cells(rows)[0][3:] == ("?", "0x4d", "-1", "?")
 
 
 def test_arrays_and_bytes_are_readable() -> None:
@@ -89,15 +95,15 @@ def test_arrays_and_bytes_are_readable() -> None:
     printer = Printer.of(EventFormat(1, "a", "b", fields, '"%s", __print_hex(REC->raw, 2)'), {})
     row = {"seq": 0, "time_ns": 0, "cpu": 0, "pid": 1, "args": [1, None], "raw": b"\x1b\x00"}
 
-    assert printer.cells(row)[3:] == ["{1,?}", "1b00"]
+    assert printer.cells(pl.DataFrame([row]))[0][3:] == ("{1,?}", "1b00")
     assert printer.document(row)["raw"] == "1b00"
 
 
 def test_a_narrow_terminal_gets_records_instead_of_columns() -> None:
     printer = Printer.of(EVENT, {42: "qemu"})
 
-    wide = [line.plain for line in records(Sheet(120), printer, [ROW])]
-    narrow = [line.plain for line in records(Sheet(50), printer, [ROW])]
+    wide = [line.plain for line in records(Sheet(120), printer, _rows(ROW))]
+    narrow = [line.plain for line in records(Sheet(50), printer, _rows(ROW))]
 
     assert wide[1].split() == ["1.000000001", "003", "qemu-42", "0xffff00000ce1e680", "level", "-1", "hello"]
     assert narrow == [
@@ -109,7 +115,7 @@ def test_a_narrow_terminal_gets_records_instead_of_columns() -> None:
 
 def test_a_pipe_gets_one_line_a_record_and_one_head() -> None:
     printer = Printer.of(EVENT, {42: tiny_capture.HOSTILE})
-    blocks = [[ROW], [{**ROW, "time_ns": 1000_000_000_001, "text": "two\nlines"}]]
+    blocks = [_rows(ROW), _rows({**ROW, "time_ns": 1000_000_000_001, "text": "two\nlines"})]
 
     lines = list(piped(printer, blocks))
 
