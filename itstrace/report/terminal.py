@@ -138,6 +138,8 @@ def _sureness(analysis: Analysis, wrong: Sequence[Finding], rules: int) -> str:
         parts.append(f"records were lost in {plural(analysis.gaps.height, 'place')}")
     if analysis.damage:
         parts.append("the file is damaged")
+    if not analysis.observations.itss["complete"].all():
+        parts.append("the capture begins with tables already in use")
     if analysis.skipped:
         parts.append(f"{len(analysis.skipped)} of {rules} rules could not run for want of recordings")
     if not analysis.gaps.height and not analysis.skipped and not analysis.damage:
