@@ -19,6 +19,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     UNREADABLE = 3
     DIFFERENCE = 4
+    BUG = 70  # our own mistake; EX_SOFTWARE of sysexits.h, so that no script takes it for a finding
     INTERRUPTED = 130
 
 

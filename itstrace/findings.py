@@ -22,6 +22,11 @@ class Kind(StrEnum):
     LIFE = "life"
     EVIDENCE = "evidence"
 
+    @property
+    def rank(self) -> int:
+        """0 for what matters first: the kernel's and the interrupts' own troubles, then the guest's."""
+        return (Kind.HOST, Kind.LIFE, Kind.GUEST, Kind.EVIDENCE).index(self)
+
 
 class Severity(StrEnum):
     """How bad it is, the worst first."""

@@ -22,7 +22,7 @@ def parse_instant(text: str, start_ns: int | None, end_ns: int | None, markers: 
 
     Seconds as the trace prints them (`572.870490`), from the start (`+3.2`), before the end (`-1`), or a
     piece of text that occurs in exactly one of `markers` (rows of MARKERS).
-    A time to the microsecond, as traces print it, means all of that microsecond: what is printed with it too.
+    A time to the microsecond, as traces print it (rounded), takes in every record that is printed with it.
     Raises: UsageError where it names no time within the capture, no marker, or more than one.
     """
     told = _SECONDS.fullmatch(text.strip())
@@ -34,7 +34,7 @@ def parse_instant(text: str, start_ns: int | None, end_ns: int | None, markers: 
         raise UsageError(f"{text!r} names no time: the capture holds no record")
     time_ns = {"+": start_ns + offset_ns, "-": end_ns - offset_ns, "": offset_ns}[sign]
     if not sign and len(fraction) == _PRINTED_DIGITS:
-        time_ns = max(time_ns, min(time_ns + 999, end_ns))
+        time_ns = max(time_ns, min(time_ns + 499, end_ns))
     if not start_ns <= time_ns <= end_ns:
         span = f"{seconds(start_ns, 9)} to {seconds(end_ns, 9)}"
         raise UsageError(

@@ -158,7 +158,7 @@ FILLS = pl.Schema(
 #: one.
 RETARGETS = pl.Schema({**_WHEN, "vm": pl.UInt16, "irq": pl.UInt64, "intid": pl.UInt32, "vcpu": pl.Int32})
 
-#: One row per LPI configuration that KVM read out of guest memory. `cause`: mapti, inv, invall, other.
+#: One row per LPI configuration that KVM read out of guest memory; `result` is 0 where it could read it.
 CONFIGS = pl.Schema(
     {
         **_WHEN,

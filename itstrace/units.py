@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 
-def seconds(time_ns: int, digits: int = 6) -> str:
-    """A time stamp in seconds, as the trace prints it: `572.870490`, cut, not rounded."""
-    sign = "-" if time_ns < 0 else ""
-    whole, rest = divmod(abs(time_ns), 1_000_000_000)
-    return f"{sign}{whole}.{rest:09d}"[: len(sign) + len(str(whole)) + 1 + digits]
+def seconds(time_ns: int | None, digits: int = 6) -> str:
+    """A point in time as the trace prints it; rounded half up, as trace-cmd does. Unknown is `?`."""
+    if time_ns is None:
+        return "?"
+    step = 10 ** (9 - digits)
+    units = (abs(time_ns) + step // 2) // step
+    whole, part = divmod(units, 10**digits)
+    return f"{'-' if time_ns < 0 and units else ''}{whole}.{part:0{digits}d}"
 
 
-def duration(span_ns: int) -> str:
-    """A length of time in the unit that suits it: `812 ns`, `4.30 us`, `17.5 ms`, `1.204 s`."""
-    for limit, unit, name in ((1_000, 1, "ns"), (1_000_000, 1_000, "us"), (1_000_000_000, 1_000_000, "ms")):
-        if abs(span_ns) < limit:
-            return f"{span_ns} {name}" if unit == 1 else f"{span_ns / unit:.3g} {name}"
-    return f"{span_ns / 1_000_000_000:.3f} s"
+def duration(span_ns: float | None) -> str:
+    """A span to three significant figures: `830 ns`, `12.3 us`, `17.5 ms`, `1.42 s`, `95 s`."""
+    if span_ns is None:
+        return "?"
+    size = abs(span_ns)
+    for unit, scale in (("ns", 1.0), ("us", 1e3), ("ms", 1e6), ("s", 1e9)):
+        value = size / scale
+        if value < 999.5 or unit == "s":
+            break
+    digits = 0 if unit == "ns" or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{'-' if span_ns < 0 else ''}{value:.{digits}f} {unit}"
 
 
 def times(count: int) -> str:

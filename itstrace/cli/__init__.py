@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -78,6 +79,12 @@ def main() -> None:
     except OSError as error:
         note(f"itstrace: {plain(str(error))}")
         _leave(ExitCode.UNREADABLE)
+    except Exception:  # noqa: BLE001  # the last place that can tell a mistake of ours from a finding
+        note(plain(traceback.format_exc()).replace("\\n", "\n"))
+        note(
+            f"itstrace {__version__}: this is a mistake of itstrace, not of the capture; please report it with the lines above"
+        )
+        _leave(ExitCode.BUG)
 
 
 def _leave(code: ExitCode) -> None:

@@ -12,7 +12,7 @@ from itstrace.cli.running import analyzed, instant
 from itstrace.errors import UsageError
 from itstrace.report.json import table_documents
 from itstrace.report.state import State
-from itstrace.report.text import seconds
+from itstrace.units import seconds
 
 _SCHEMA = "itstrace.tables/1"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from itstrace.observe import interrupts, state
 from itstrace.observe.catalogue import OBSERVATIONS, PROBES, Observation
 from itstrace.observe.collect import Raw, collect
@@ -15,8 +17,6 @@ from itstrace.observe.runs import Runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    import polars as pl
 
     from itstrace.readers.base import Capture
 
@@ -60,7 +60,16 @@ class Observations:
         return lines(self._raw, seqs)
 
     def covers(self, observation: Observation) -> bool:
-        """Whether the capture's events suffice for an observation."""
+        """Whether the capture's events suffice for an observation.
+
+        A file describes every event that the host had, recorded or not. Most of ours may honestly never fire; a
+        guest that runs enters and leaves, and an MSI that KVM took is queued.
+        """
+        if observation.name == "RUNS" and not {"enter", "exit"} <= set(self.records):
+            return False
+        if observation.name == "QUEUEINGS" and "queue" not in self.records:
+            taken = self.injections.filter(pl.col("result") == 0)
+            return taken.is_empty() and "queue" in self.fed_by
         return any(all(probe in self.fed_by for probe in group) for group in observation.fed_by)
 
 

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from itstrace._version import __version__
 from itstrace.report.layout import Cell, Column, Sheet, join, table
-from itstrace.report.text import hexa, plain, seconds
+from itstrace.report.text import hexa, plain
+from itstrace.units import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

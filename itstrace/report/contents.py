@@ -19,7 +19,8 @@ from itstrace.report.figures import Seen, feeding
 from itstrace.report.layout import Cell, Column, Sheet, facts, table
 from itstrace.report.state import right
 from itstrace.report.terminal import about_file, damage_words, lost, span
-from itstrace.report.text import duration, number, plural, seconds
+from itstrace.report.text import number, plural
+from itstrace.units import duration, seconds
 
 if TYPE_CHECKING:
     from itstrace.errors import Damage

@@ -13,7 +13,8 @@ from itstrace.readers.base import column_name
 from itstrace.readers.print_fmt import ValueTable, value_tables
 from itstrace.report.layout import Column, Sheet, clean, join, table, wrap
 from itstrace.report.symbols import hex_fields
-from itstrace.report.text import hexa, known, plain, seconds
+from itstrace.report.text import hexa, known, plain
+from itstrace.units import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

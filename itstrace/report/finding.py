@@ -9,7 +9,8 @@ from rich.text import Text
 
 from itstrace.findings import Confidence, Evidence, Finding, Kind, Severity
 from itstrace.report.layout import Cell, Sheet, clean, cut, join, wrap
-from itstrace.report.text import duration, hexa, listed, plain, plural, seconds
+from itstrace.report.text import hexa, listed, plain, plural
+from itstrace.units import duration, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -17,7 +17,8 @@ from itstrace.findings import Severity
 from itstrace.report.figures import latency
 from itstrace.report.finding import STYLES
 from itstrace.report.layout import Sheet, clean, wrap
-from itstrace.report.text import delta, duration, hexa, known, listed, plural, seconds
+from itstrace.report.text import delta, hexa, known, listed, plural
+from itstrace.units import duration, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,7 +14,8 @@ from itstrace.report.coverage import coverage
 from itstrace.report.finding import STYLES, Naming, findings
 from itstrace.report.layout import Cell, Column, Sheet, facts, table
 from itstrace.report.state import State, its_name, right
-from itstrace.report.text import duration, hexa, listed, number, plain, plural, seconds, size
+from itstrace.report.text import hexa, listed, number, plain, plural, size
+from itstrace.units import duration, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -7,6 +7,8 @@ import pkgutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from itstrace.findings import Evidence, Finding, SkippedRule
 from itstrace.observe import OBSERVATIONS, Observations
 from itstrace.rules.case import Case
@@ -14,8 +16,6 @@ from itstrace.rules.registry import HEADINGS, RULES, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    import polars as pl
 
     from itstrace.errors import Damage
     from itstrace.lives import Lives
@@ -52,17 +52,23 @@ def check(
             found += rule.check(
                 Case(observations, history, lives, gaps, damage, start_ns, end_ns, rule, skipped)
             )
-    found.sort(key=lambda f: (f.severity.rank, f.confidence.rank, f.code, f.time_ns or 0))
-    return _with_evidence(found, observations), [
+    found.sort(key=lambda f: (f.severity.rank, f.kind.rank, f.confidence.rank, f.code, f.time_ns or 0))
+    return _with_evidence(found, observations, history), [
         SkippedRule(code, RULES[code].name, lacks) for code, lacks in skipped.items()
     ]
 
 
-def _with_evidence(findings: Iterable[Finding], observations: Observations) -> list[Finding]:
+def _with_evidence(
+    findings: Iterable[Finding], observations: Observations, history: History
+) -> list[Finding]:
+    """Spell out the records that findings rest on; a command is decoded, before its words."""
     findings = list(findings)
     lines = observations.lines(seq for finding in findings for seq in finding.seqs)
+    commands = history.verdicts.filter(pl.col("seq").is_in(lines["seq"].implode()))
+    decoded = dict(commands.select("seq", "text").iter_rows())
     by_seq = {
-        seq: Evidence(time_ns, cpu, event, text, seq) for seq, time_ns, cpu, event, text in lines.iter_rows()
+        seq: Evidence(time_ns, cpu, event, f"{decoded[seq]}: {text}" if seq in decoded else text, seq)
+        for seq, time_ns, cpu, event, text in lines.iter_rows()
     }
     return [
         replace(finding, evidence=tuple(by_seq[seq] for seq in finding.seqs if seq in by_seq))

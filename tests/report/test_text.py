@@ -6,18 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itstrace.report.text import (
-    delta,
-    duration,
-    hexa,
-    known,
-    listed,
-    number,
-    plain,
-    plural,
-    seconds,
-    size,
-)
+from itstrace.report.text import delta, hexa, known, listed, number, plain, plural, size
+from itstrace.units import duration, seconds
 
 
 @pytest.mark.parametrize(
