@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -15,13 +16,16 @@ from itstrace.rules.case import Case
 from itstrace.rules.registry import HEADINGS, RULES, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from itstrace.errors import Damage
     from itstrace.lives import Lives
     from itstrace.replay import History
 
 __all__ = ["HEADINGS", "RULES", "Rule", "check"]
+
+#: Findings of one rule that are shown.
+_MANY = 1000
 
 for _module in sorted(
     module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith("its")
@@ -56,6 +60,21 @@ def check(
     return _with_evidence(found, observations, history), [
         SkippedRule(code, RULES[code].name, lacks) for code, lacks in skipped.items()
     ]
+
+
+def _some(findings: Iterator[Finding], case: Case) -> Iterator[Finding]:
+    """As many findings of one rule as anybody can read; a capture may be made to have millions."""
+    yield from islice(findings, _MANY)
+    left_out = next(findings, None)
+    if left_out is not None:
+        yield case.finding(
+            f"There is more of this: the first {_MANY:,} findings of {case.rule.code} are shown.",
+            confidence=left_out.confidence,
+            severity=left_out.severity,
+            advice="",
+            vm=left_out.vm,
+            time_ns=left_out.time_ns,
+        )
 
 
 def _with_evidence(

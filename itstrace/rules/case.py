@@ -49,6 +49,19 @@ class Case:
             code=self.rule.code, name=self.rule.name, kind=self.rule.kind, message=message, **given
         )
 
+    def about(self, rows: pl.DataFrame, **changed: Any) -> dict[str, Any]:
+        """What a finding over these rows is about: ids and time of the first, time of the last, how many.
+
+        Rows of an LPI that name no event are about the event that maps it then. `changed` overrides.
+        """
+        first = rows.row(0, named=True)
+        ids = {name: first[name] for name in ("vm", "its", "device_id", "event_id", "intid") if name in first}
+        if "its" not in first:
+            event = self.event_of(first["vm"], first["intid"], first["seq"])
+            ids |= dict(zip(("its", "device_id", "event_id"), event, strict=True))
+        span = {"time_ns": first["time_ns"], "end_ns": rows["time_ns"].max(), "count": rows.height}
+        return ids | span | changed
+
     # --- what was lost
 
     def lost(self, from_ns: int | None, to_ns: int | None) -> bool:

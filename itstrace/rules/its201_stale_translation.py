@@ -42,7 +42,7 @@ def stale_translation(case: Case) -> Iterator[Finding]:
     See whether vgic_its_invalidate_cache follows the command that unmapped the event (its_inval_cache in
     `itstrace lpi`), and whether its body ran. Record with its_inval_cache if it is missing.
     """
-    for (vm, its, device, event), rows in mismatches(case, cached=True).group_by(KEY, maintain_order=True):
+    for (_, _, device, event), rows in mismatches(case, cached=True).group_by(KEY, maintain_order=True):
         first = rows.row(0, named=True)
         held = (
             "which was unmapped" if first["expected"] is None else f"although it maps LPI {first['expected']}"
@@ -56,14 +56,7 @@ def stale_translation(case: Case) -> Iterator[Finding]:
         yield case.finding(
             f"An MSI of event {event} of device 0x{device:x}, {held}{when}, hit the translation cache and pended LPI "
             f"{first['intid']} ({times(rows.height)}).",
-            vm=vm,
-            its=its,
-            device_id=device,
-            event_id=event,
-            intid=first["intid"],
-            time_ns=first["time_ns"],
-            end_ns=rows["time_ns"].max(),
-            count=rows.height,
+            **case.about(rows),
             seqs=first_some(
                 [
                     first["gone_by"],

@@ -43,37 +43,23 @@ def table_divergence(case: Case) -> Iterator[Finding]:
     command before it did in KVM (its_alloc_*, its_free_*).
     """
     wrong = mismatches(case, cached=False)
-    for (vm, its, device, event), rows in wrong.group_by(KEY, maintain_order=True):
+    for (_, _, device, event), rows in wrong.group_by(KEY, maintain_order=True):
         first = rows.row(0, named=True)
         said = "nothing maps it" if first["expected"] is None else f"it maps LPI {first['expected']}"
         yield case.finding(
             f"Event {event} of device 0x{device:x} was resolved to LPI {first['intid']} ({times(rows.height)}), but by the "
             f"commands {said}.",
-            vm=vm,
-            its=its,
-            device_id=device,
-            event_id=event,
-            intid=first["intid"],
-            time_ns=first["time_ns"],
-            end_ns=rows["time_ns"].max(),
-            count=rows.height,
+            **case.about(rows),
             seqs=first_some(
                 [first["gone_by"], first["set_by"], first["seq"], first["queue_seq"], first["end_seq"]]
             ),
         )
-    for (vm, its, device, event), rows in _refused(case).group_by(KEY, maintain_order=True):
+    for (_, _, device, event), rows in _refused(case).group_by(KEY, maintain_order=True):
         first = rows.row(0, named=True)
         yield case.finding(
             f"Event {event} of device 0x{device:x} was refused as unmapped ({times(rows.height)}), but by the commands it maps "
             f"LPI {first['expected']}.",
-            vm=vm,
-            its=its,
-            device_id=device,
-            event_id=event,
-            intid=first["expected"],
-            time_ns=first["time_ns"],
-            end_ns=rows["time_ns"].max(),
-            count=rows.height,
+            **case.about(rows, intid=first["expected"]),
             seqs=first_some([first["set_by"], first["seq"], first["end_seq"]]),
         )
 

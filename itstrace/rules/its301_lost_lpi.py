@@ -51,10 +51,9 @@ def lost_lpi(case: Case) -> Iterator[Finding]:
     MSI find it without an owner (vcpup=0) although its latch is set?
     """
     rows = _passed_over(case)
-    for (vm, intid), mine in rows.group_by(LPI, maintain_order=True):
+    for (_, intid), mine in rows.group_by(LPI, maintain_order=True):
         first = mine.row(0, named=True)
         never = int(mine["next_fill"].is_null().sum())
-        its, device, event = case.event_of(vm, intid, first["seq"])
         worst = mine.select((pl.col("next_fill_ns") - pl.col("time_ns")).max()).item()
         after_all = f", for {duration(worst)} at the longest" if worst is not None else ""
         gone = f"; {times(never)} it never came" if never else ""
@@ -63,15 +62,8 @@ def lost_lpi(case: Case) -> Iterator[Finding]:
             f"LPI {intid} was pending and enabled for vCPU {first['vcpu']} at {seconds(first['time_ns'])}, but the vCPU entered "
             f"the guest at {seconds(first['entry_ns'])} without it. Passed over {times(mine.height)}{after_all}{gone}.",
             confidence=Confidence.LIKELY if crowded else Confidence.CERTAIN,
-            vm=vm,
-            its=its,
-            device_id=device,
-            event_id=event,
-            intid=intid,
             vcpus=(first["vcpu"],),
-            time_ns=first["time_ns"],
-            end_ns=mine["entry_ns"].max(),
-            count=mine.height,
+            **case.about(mine, end_ns=mine["entry_ns"].max()),
             seqs=first_some(
                 [first["seq"], first["exit_seq"], first["entry_seq"], first["next_queue"], first["next_fill"]]
             ),

@@ -8,6 +8,7 @@ import polars as pl
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.gic.faults import Fault
+from itstrace.observe.joins import before
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import times
@@ -35,8 +36,8 @@ def dropped_injection(case: Case) -> Iterator[Finding]:
     that the guest wrote wrong; interrupts during the guest's reset, kexec or the bring-up of a CPU.
 
     ## When it is wrong
-    A single refusal while a driver unloads is expected: the device is still running. A refusal at reset or
-    boot is, too.
+    A refusal while a driver unloads is expected: the device is still running. Of an event that was mapped
+    before it is a warning only. A refusal at reset or boot is expected, too.
 
     ## What to do
     Compare device and event with `itstrace tables --at` that moment: was the event not mapped yet, or no
@@ -44,21 +45,21 @@ def dropped_injection(case: Case) -> Iterator[Finding]:
     """
     rows = case.observations.injections.filter(pl.col("result").is_not_null() & (pl.col("result") != 0))
     rows = rows.filter(pl.col("from_command").is_null() | (pl.col("result") < 0))
-    for (vm, its, device, event, result), mine in rows.group_by(
+    ended = case.history.mappings.drop_nulls("to_seq").select(
+        "vm", "its", "device_id", "event_id", seq="to_seq"
+    )
+    rows = before(rows, ended, ["vm", "its", "device_id", "event_id"], taken_down="seq")
+    for (_, _, device, event, result), mine in rows.group_by(
         ["vm", "its", "device_id", "event_id", "result"], maintain_order=True
     ):
         first = mine.row(0, named=True)
         what = f"event {event} of device 0x{device:x}" if device is not None else "an unknown device"
+        late = result > 0 and mine["taken_down"].null_count() == 0
+        since = ", which had been taken down" if late else ""
         yield case.finding(
-            f"An MSI of {what} was dropped ({times(mine.height)}): {_reason(result)}.",
-            vm=vm,
-            its=its,
-            device_id=device,
-            event_id=event,
-            intid=first["intid"],
-            time_ns=first["time_ns"],
-            end_ns=mine["time_ns"].max(),
-            count=mine.height,
+            f"An MSI of {what}{since} was dropped ({times(mine.height)}): {_reason(result)}.",
+            **case.about(mine),
+            severity=Severity.WARNING if late else case.rule.severity,
             seqs=first_some(
                 [first["from_command"], first["seq"], first["end_seq"], *mine["seq"].slice(1, 3).to_list()]
             ),

@@ -54,27 +54,19 @@ def duplicate_delivery(case: Case) -> Iterator[Finding]:
     extra = before(extra, _quiet_sources(case), ["vm"], sourced="seq")
     extra = extra.filter(pl.col("sourced").is_null() | (pl.col("sourced") < pl.col("last_fill").fill_null(0)))
     extra = case.without_lost(extra, "last_ns", "time_ns")
-    for (vm, intid), rows in extra.group_by(LPI, maintain_order=True):
+    for (_, intid), rows in extra.group_by(LPI, maintain_order=True):
         first = rows.row(0, named=True)
         delivered = int(rows["taken"].sum())
         kept = bool(rows["last_kept"].fill_null(value=False).any())
         cause = (
             " The fill before it left pending_latch set (vgic_v3_populate_lr must clear it)." if kept else ""
         )
-        its, device, event = case.event_of(vm, intid, first["seq"])
         yield case.finding(
             f"LPI {intid} was filled into a list register of vCPU {first['vcpu']} as pending {times(rows.height)} without a new "
             f"injection; the guest took {delivered} of them.{cause}",
             confidence=Confidence.CERTAIN if kept else Confidence.LIKELY,
-            vm=vm,
-            its=its,
-            device_id=device,
-            event_id=event,
-            intid=intid,
             vcpus=tuple(sorted(rows["vcpu"].unique().to_list())),
-            time_ns=first["time_ns"],
-            end_ns=rows["time_ns"].max(),
-            count=rows.height,
+            **case.about(rows),
             seqs=_evidence(case, first),
         )
 

@@ -48,11 +48,10 @@ def double_pending(case: Case) -> Iterator[Finding]:
     registers before flushing, and do not leave kvm_vgic_sync_hwstate early while used_lrs is not 0.
     """
     rows = _overlaps(case)
-    for (vm, intid), mine in rows.group_by(LPI, maintain_order=True):
+    for (_, intid), mine in rows.group_by(LPI, maintain_order=True):
         first = mine.row(0, named=True)
         filled = mine.filter(pl.col("other_kind") == "fill")
         both = filled.row(0, named=True) if filled.height else first
-        its, device, event = case.event_of(vm, intid, first["other_seq"])
         flushed = _flush_between(case, both)
         cause = (
             f" Between the two, EnableLPIs of vCPU {both['vcpu']} went to 0 ({seconds(flushed['time_ns'])}): "
@@ -65,15 +64,8 @@ def double_pending(case: Case) -> Iterator[Finding]:
         yield case.finding(
             f"LPI {intid} was in a list register of vCPU {both['vcpu']} since {seconds(both['time_ns'])} and {how} vCPU "
             f"{both['other_vcpu']} at {seconds(both['other_ns'])}, {ended}: live on two vCPUs {times(mine.height)}.{cause}",
-            vm=vm,
-            its=its,
-            device_id=device,
-            event_id=event,
-            intid=intid,
             vcpus=tuple(sorted({both["vcpu"], both["other_vcpu"]})),
-            time_ns=first["time_ns"],
-            end_ns=mine["other_ns"].max(),
-            count=mine.height,
+            **case.about(mine, end_ns=mine["other_ns"].max()),
             seqs=first_some(
                 [
                     both["seq"],

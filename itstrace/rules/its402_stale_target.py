@@ -66,23 +66,15 @@ def stale_target(case: Case) -> Iterator[Finding]:
         & ~pl.col("assumed").fill_null(value=True)
     )
     wrong = case.without_lost(wrong, "time_ns", "time_ns")
-    for (vm, intid), mine in wrong.group_by(LPI, maintain_order=True):
+    for (_, intid), mine in wrong.group_by(LPI, maintain_order=True):
         first = mine.row(0, named=True)
-        its, device, event = case.event_of(vm, intid, first["seq"])
         when = case.command_time(first["set_by"])
         since = f" at {seconds(when)}" if when is not None else ""
         yield case.finding(
             f"{case.command_text(first['set_by'])}{since} gave LPI {intid} to vCPU {first['expected']}, but it was "
             f"{first['what']} "
             f"vCPU {first['vcpu']} at {seconds(first['time_ns'])} ({times(mine.height)}).",
-            vm=vm,
-            its=its,
-            device_id=device,
-            event_id=event,
-            intid=intid,
             vcpus=tuple(sorted({first["vcpu"], first["expected"]})),
-            time_ns=first["time_ns"],
-            end_ns=mine["time_ns"].max(),
-            count=mine.height,
+            **case.about(mine),
             seqs=first_some([first["set_by"], *mine["seq"].head(4).to_list()]),
         )
