@@ -211,9 +211,18 @@ RUNS = pl.Schema(
     }
 )
 
-#: One row per thing that happens to LPIs of a whole vCPU or VM: flush (EnableLPIs 1->0), enable, save,
-#: restore, save_pending.
-VM_EVENTS = pl.Schema({**_WHEN, "vm": pl.UInt16, "what": pl.String, "vcpu": pl.Int32, "its": pl.UInt16})
+#: One row per thing that happens to a vCPU or VM and is no command: flush_lpis (EnableLPIs 1->0), enable_lpis,
+#: invlpir (GICR_INVLPIR, of `intid`), invallr (GICR_INVALLR), save_tables, restore_tables, save_pending.
+VM_EVENTS = pl.Schema(
+    {
+        **_WHEN,
+        "vm": pl.UInt16,
+        "what": pl.String,
+        "vcpu": pl.Int32,
+        "its": pl.UInt16,
+        "intid": pl.UInt32,
+    }
+)
 
 #: One row per note written into the trace.
 MARKERS = pl.Schema({**_WHEN, "text": pl.String})

@@ -100,6 +100,7 @@ def test_the_model_is_pure(path: Path) -> None:
         "collections",
         "dataclasses",
         "enum",
+        "functools",
         "itstrace",
         "re",
         "types",

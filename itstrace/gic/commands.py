@@ -12,7 +12,9 @@ the same in 6.1 and 7.3), the numbers those of include/linux/irqchip/arm-gic-v3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from enum import IntEnum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -60,6 +62,9 @@ class Opcode(IntEnum):
         return bool(self & 0x20)
 
 
+#: Commands come again and again: the same events are moved, the same vCPUs synchronised.
+_REMEMBERED = 1 << 14
+
 _OPCODES: Mapping[int, Opcode] = MappingProxyType({int(opcode): opcode for opcode in Opcode})
 
 
@@ -80,7 +85,7 @@ class BitField:
 
     def get(self, words: Words) -> int:
         """The field's value in `words`."""
-        return (((words[self.dw] & self.mask) >> self.low) << self.shift) + self.bias
+        return ((words[self.dw] >> self.low & (1 << self.high - self.low + 1) - 1) << self.shift) + self.bias
 
     def put(self, value: int) -> int:
         """The bits to OR into doubleword `dw` for `value`.
@@ -216,10 +221,20 @@ class Command:
     """
 
     dw: Words
+    #: The command as an `Opcode`; the bare number where no such command exists.
+    opcode: Opcode | int = dataclass_field(init=False, repr=False, compare=False)
+    #: Every field that this opcode has, by the names of `FIELDS`; empty for an unknown opcode.
+    fields: Mapping[str, int] = dataclass_field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         assert len(self.dw) == 4
         assert all(0 <= word < 1 << 64 for word in self.dw)
+        # Worked out once: a command's operands are asked for many times.
+        number = self.dw[0] & 0xFF
+        opcode = _OPCODES.get(number)
+        layout = FIELDS[opcode] if opcode is not None else {}
+        object.__setattr__(self, "opcode", number if opcode is None else opcode)
+        object.__setattr__(self, "fields", {name: place.get(self.dw) for name, place in layout.items()})
 
     @property
     def opcode_number(self) -> int:
@@ -227,29 +242,13 @@ class Command:
         return self.dw[0] & 0xFF
 
     @property
-    def opcode(self) -> Opcode | int:
-        """The command as an `Opcode`; the bare number where no such command exists."""
-        return _OPCODES.get(self.opcode_number, self.opcode_number)
-
-    @property
     def name(self) -> str | None:
         """The command's name; None where no such command exists."""
-        opcode = _OPCODES.get(self.opcode_number)
-        return None if opcode is None else opcode.name
-
-    @property
-    def fields(self) -> dict[str, int]:
-        """Every field that this opcode has, by the names of `FIELDS`; empty for an unknown opcode."""
-        return {name: place.get(self.dw) for name, place in self._layout().items()}
+        return self.opcode.name if isinstance(self.opcode, Opcode) else None
 
     def field(self, name: str) -> int | None:
         """One field by its name; None where this opcode has no such field."""
-        place = self._layout().get(name)
-        return None if place is None else place.get(self.dw)
-
-    def _layout(self) -> Mapping[str, BitField]:
-        opcode = _OPCODES.get(self.opcode_number)
-        return {} if opcode is None else FIELDS[opcode]
+        return self.fields.get(name)
 
     @property
     def device_id(self) -> int | None:
@@ -331,6 +330,7 @@ class Command:
         return describe(self)
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def decode(words: Words) -> Command:
     """The command in four doublewords; never fails, and `encode` gives exactly these words back."""
     return Command((words[0], words[1], words[2], words[3]))
@@ -362,11 +362,12 @@ def build(opcode: Opcode, /, **values: int) -> Command:
     return Command((words[0], words[1], words[2], words[3]))
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def describe(command: Command) -> str:
     """One line, such as `MAPTI DeviceID 0x8 EventID 0 pINTID 8192 ICID 1`."""
     if command.name is None:
         return f"unknown opcode 0x{command.opcode_number:02x}"
-    values = command.fields
+    values = dict(command.fields)
     if command.opcode == Opcode.MAPI:
         del values["intid"]  # it is the EventID, which stands in the line already
     words = [command.name]

@@ -7,6 +7,7 @@ descriptions" and "GICR_* registers".
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 # --- offsets from the ITS's base
 GITS_CTLR = 0x0000
@@ -140,6 +141,7 @@ class GitsCbaser:
         return self.size_bytes // 32
 
 
+@lru_cache(maxsize=256)  # asked for by every command, and seldom another one
 def decode_gits_cbaser(value: int) -> GitsCbaser:
     """What a GITS_CBASER value says."""
     return GitsCbaser(bool(value >> 63), value & 0x000F_FFFF_FFFF_F000, ((value & 0xFF) + 1) * 4096)
@@ -199,6 +201,7 @@ class GitsBaser:
 _PAGE_SIZES_BYTES = (4096, 16384, 65536, 65536)
 
 
+@lru_cache(maxsize=256)  # asked for by every command, and seldom another one
 def decode_gits_baser(value: int, *, page_size_bytes: int | None = None) -> GitsBaser:
     """What a GITS_BASER<n> value says; `page_size_bytes` overrides the field on an ITS with one page size.
 

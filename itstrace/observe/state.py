@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace import schemas
+from itstrace.observe.joins import before
 
 if TYPE_CHECKING:
     from itstrace.observe.collect import Raw
@@ -123,19 +124,34 @@ def guest_reads(raw: Raw, identity: Identity) -> pl.DataFrame:
 
 
 def vm_events(raw: Raw, identity: Identity) -> pl.DataFrame:
-    """Things that happen to a whole vCPU or VM. Shape: rows of VM_EVENTS."""
-    none32, none64 = pl.lit(None, dtype=pl.Int32), pl.lit(None, dtype=pl.UInt64)
-    columns: dict[str, tuple[pl.Expr, pl.Expr]] = {
-        **dict.fromkeys(("flush_lpis", "enable_lpis", "invall"), (pl.col("vcpu"), none64)),
-        **dict.fromkeys(("save_tables", "restore_tables"), (none32, pl.col("its"))),
-        "save_pending": (none32, none64),
+    """Things that happen to a vCPU or a whole VM, and are no commands. Shape: rows of VM_EVENTS.
+
+    Linux guests never send INV; they write GICR_INVLPIR, and KVM calls the same functions for both: outside of
+    vgic_its_process_commands it was the register.
+    """
+    columns = {
+        "flush_lpis": "flush_lpis",
+        "enable_lpis": "enable_lpis",
+        "invall": "invallr",
+        "inv_lpi": "invlpir",
+        "save_tables": "save_tables",
+        "restore_tables": "restore_tables",
+        "save_pending": "save_pending",
     }
-    parts = [
-        raw[what].select(
-            "seq", "time_ns", "cpu", "pid", vcpu.alias("vcpu"), its.alias("its"), pl.lit(what).alias("what")
-        )
-        for what, (vcpu, its) in columns.items()
-    ]
+    dtypes: dict[str, pl.DataType] = {"vcpu": pl.Int32(), "its": pl.UInt64(), "intid": pl.UInt32()}
+    parts = []
+    for probe, what in columns.items():
+        frame = raw[probe]
+        own = [
+            pl.col(name) if name in frame.columns else pl.lit(None, dtype=dtype).alias(name)
+            for name, dtype in dtypes.items()
+        ]
+        if what in ("invallr", "invlpir"):
+            frame = before(before(frame, raw["process"], _begun="seq"), raw["process_end"], _ended="seq")
+            frame = frame.filter(
+                pl.col("_begun").is_null() | (pl.col("_ended").fill_null(0) > pl.col("_begun"))
+            )
+        parts.append(frame.select("seq", "time_ns", "cpu", "pid", *own, pl.lit(what).alias("what")))
     return _finish(identity.with_its(identity.with_vm(pl.concat(parts))), schemas.VM_EVENTS)
 
 

@@ -93,6 +93,7 @@ class VmReplay:
             (self._resets(), self._reset),
             (self.obs.vm_events.filter(pl.col("what") == "restore_tables"), partial(restore, self)),
             (self.obs.vm_events.filter(pl.col("what").is_in(["enable_lpis", "flush_lpis"])), self._lpis),
+            (self.obs.vm_events.filter(pl.col("what").is_in(["invlpir", "invallr"])), self._invalidate),
             (self._pending_reads(), self._pending_read),
         ):
             for row in self.mine(frame).iter_rows(named=True):
@@ -173,6 +174,13 @@ class VmReplay:
         """KVM enabled or flushed a vCPU's LPIs: what GICR_CTLR said, where its write was not recorded."""
         if row["vcpu"] is not None:
             self.gic.redistributor(row["vcpu"]).enable_lpis = row["what"] == "enable_lpis"
+
+    def _invalidate(self, row: dict[str, Any]) -> None:
+        """GICR_INVLPIR or INVALLR: the property bytes of one LPI, or of all of a vCPU, must be read now."""
+        if row["what"] == "invallr":
+            self.record(self.gic.read_configurations(row["vcpu"]), self.now(row))
+        elif row["intid"] is not None:
+            self.record([fx.ConfigRead(row["intid"])], self.now(row))
 
     def _config(self, row: dict[str, Any]) -> None:
         if row["result"] not in (0, None):

@@ -129,6 +129,11 @@ def _steps(analysis: Analysis, vm: int, intid: int) -> Iterator[Step]:
         lambda row: _SWITCHES[row["what"]].format(known(row["vcpu"])),
     )
     yield from _rows(
+        observations.vm_events.filter(mine & (pl.col("what") == "invlpir")),
+        "config",
+        lambda _: "the guest writes GICR_INVLPIR: its configuration is to be read again",
+    )
+    yield from _rows(
         history.pending_bits.filter(mine).with_columns(cpu=pl.lit(None, dtype=pl.UInt16)),
         "table",
         lambda row: f"KVM reads the pending table: {'pending' if row['latched'] else 'not pending'}",

@@ -168,12 +168,12 @@ class Case:
         if wrong.is_empty():
             return wrong.drop("_until", "_to")
         # The few that remain may have met a value that was just going, or just coming.
-        also = held.select(*keys, _begin="begin", _until2="until", _value=column)
-        met = wrong.join(also, on=keys, how="inner").filter(
-            (pl.col("_value") == pl.col(seen))
-            & (pl.col("_begin") <= pl.col(end).fill_null(NEVER))
-            & (pl.col("_until2") >= pl.col("seq"))
-        )
+        # Of one key and value, the entries begun by the row's end: did the longest of them reach its begin?
+        also = held.select(*keys, "until", pl.col(column).alias(seen), seq="begin").sort("seq")
+        also = also.with_columns(until=pl.col("until").cum_max().over(*keys, seen))
+        at_end = wrong.with_columns(_seq="seq", seq=pl.col(end).fill_null(NEVER - 1) + 1)
+        met = before(at_end, also, [*keys, seen], _until2="until")
+        met = met.filter(pl.col("_until2") >= pl.col("_seq")).with_columns(seq="_seq")
         wrong = wrong.filter(~pl.col("seq").is_in(met["seq"].implode()))
         gone = pl.col("_to").is_not_null() & (pl.col("_to") <= pl.col("seq"))
         return wrong.with_columns(
