@@ -43,23 +43,28 @@ class Stamps:
 NOTHING = Stamps(np.empty(0, np.uint64), np.empty(0, np.int64))
 
 
-def by_task(frame: pl.DataFrame) -> dict[int, Stamps]:
-    """Records of a raw frame, task by task."""
-    pids = frame["pid"].to_numpy()
-    seq, time_ns = frame["seq"].to_numpy(), frame["time_ns"].to_numpy()
-    found = {}
-    for pid in frame["pid"].unique().drop_nulls():
-        mine = np.flatnonzero(pids == pid)
-        found[pid] = Stamps(seq[mine], time_ns[mine])
-    return found
+class Tasks:
+    """Records of a raw frame, of whichever task is asked for."""
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self._pids = frame["pid"].to_numpy()
+        self._seq, self._time_ns = frame["seq"].to_numpy(), frame["time_ns"].to_numpy()
+        self._found: dict[int, Stamps] = {}
+
+    def get(self, pid: int, _default: object = None) -> Stamps:
+        """One task's records; none for a task that has none."""
+        if pid not in self._found:
+            mine = np.flatnonzero(self._pids == pid)
+            self._found[pid] = Stamps(self._seq[mine], self._time_ns[mine])
+        return self._found[pid]
 
 
 class Runs:
     """Entries to and exits from the guest, of every vCPU whose task is known."""
 
     def __init__(self, raw: Raw, identity: Identity) -> None:
-        self.entries_of_task = by_task(raw["enter"])
-        exits = by_task(raw["exit"])
+        self.entries_of_task = Tasks(raw["enter"])
+        exits = Tasks(raw["exit"])
         tasks: dict[tuple[int, int], list[int]] = {}
         for vm, vcpu, pid in identity.vcpus.select("vm", "vcpu", "pid").iter_rows():
             tasks.setdefault((vm, vcpu), []).append(pid)
@@ -85,7 +90,7 @@ class Runs:
         return self._next(rows, self.exits, ["vm", "vcpu"], "exit")
 
     @staticmethod
-    def _next(rows: pl.DataFrame, stamps: Mapping[Any, Stamps], keys: list[str], name: str) -> pl.DataFrame:
+    def _next(rows: pl.DataFrame, stamps: Mapping[Any, Stamps] | Tasks, keys: list[str], name: str) -> pl.DataFrame:
         seqs = rows["seq"].fill_null(NEVER).to_numpy()
         found = np.full(len(seqs), NEVER, np.uint64)
         times = np.zeros(len(seqs), np.int64)
@@ -132,11 +137,11 @@ class Runs:
         return pl.concat(parts) if parts else pl.DataFrame(schema=schemas.RUNS)
 
 
-def _joined(stamps: dict[int, Stamps], pids: list[int]) -> Stamps:
+def _joined(stamps: Tasks, pids: list[int]) -> Stamps:
     """Records of all tasks that ran one vCPU, in order."""
-    parts = [stamps[pid] for pid in pids if pid in stamps]
-    if len(parts) < 2:
-        return parts[0] if parts else NOTHING
+    parts = [stamps.get(pid) for pid in pids]
+    if len(parts) == 1:
+        return parts[0]
     seq = np.concatenate([part.seq for part in parts])
     order = np.argsort(seq, kind="stable")
     return Stamps(seq[order], np.concatenate([part.time_ns for part in parts])[order])
