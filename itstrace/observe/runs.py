@@ -11,7 +11,7 @@ import polars as pl
 from itstrace import schemas
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
     import numpy.typing as npt
 
@@ -51,7 +51,7 @@ class Tasks:
         self._seq, self._time_ns = frame["seq"].to_numpy(), frame["time_ns"].to_numpy()
         self._found: dict[int, Stamps] = {}
 
-    def get(self, pid: int, _default: object = None) -> Stamps:
+    def get(self, pid: int) -> Stamps:
         """One task's records; none for a task that has none."""
         if pid not in self._found:
             mine = np.flatnonzero(self._pids == pid)
@@ -79,18 +79,18 @@ class Runs:
 
     def next_entry_of_task(self, rows: pl.DataFrame) -> pl.DataFrame:
         """For each row (pid, seq), the task's next entry. Shape: entry_seq, entry_ns, in the rows' order."""
-        return self._next(rows, self.entries_of_task, ["pid"], "entry")
+        return self._next(rows, lambda key: self.entries_of_task.get(key[0]), ["pid"], "entry")
 
     def next_entry(self, rows: pl.DataFrame) -> pl.DataFrame:
         """For each row (vm, vcpu, seq), the vCPU's next entry. Shape: entry_seq, entry_ns, in the rows' order."""
-        return self._next(rows, self.entries, ["vm", "vcpu"], "entry")
+        return self._next(rows, lambda key: self.entries.get(key, NOTHING), ["vm", "vcpu"], "entry")
 
     def next_exit(self, rows: pl.DataFrame) -> pl.DataFrame:
         """For each row (vm, vcpu, seq), the vCPU's next exit. Shape: exit_seq, exit_ns, in the rows' order."""
-        return self._next(rows, self.exits, ["vm", "vcpu"], "exit")
+        return self._next(rows, lambda key: self.exits.get(key, NOTHING), ["vm", "vcpu"], "exit")
 
     @staticmethod
-    def _next(rows: pl.DataFrame, stamps: Mapping[Any, Stamps] | Tasks, keys: list[str], name: str) -> pl.DataFrame:
+    def _next(rows: pl.DataFrame, find: Callable[[Any], Stamps], keys: list[str], name: str) -> pl.DataFrame:
         seqs = rows["seq"].fill_null(NEVER).to_numpy()
         found = np.full(len(seqs), NEVER, np.uint64)
         times = np.zeros(len(seqs), np.int64)
@@ -98,7 +98,7 @@ class Runs:
             mine = np.ones(len(seqs), np.bool_)
             for column, value in zip(keys, key, strict=True):
                 mine &= (rows[column] == value).fill_null(value=False).to_numpy()
-            one = stamps.get(key if len(key) > 1 else key[0], NOTHING)
+            one = find(key)
             found[mine] = one.after(seqs[mine])
             times[mine] = one.time_of(found[mine])
         frame = pl.DataFrame({f"{name}_seq": found, f"{name}_ns": times})
