@@ -21,11 +21,15 @@ U64, U32, S32, S64 = pl.UInt64(), pl.UInt32(), pl.Int32(), pl.Int64()
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One value that a probe gives: our name and type, and the event fields that may hold it, the best first."""
+    """One value that a probe gives: our name and type, and the event fields that may hold it, the best first.
+
+    `required`: a record without it says nothing, and an event that has no such field is not this probe.
+    """
 
     name: str
     dtype: pl.DataType
     fields: tuple[str, ...]
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,17 @@ def _c(name: str, dtype: pl.DataType, *fields: str) -> Column:
     return Column(name, dtype, fields or (name,))
 
 
+def _r(name: str, dtype: pl.DataType, *fields: str) -> Column:
+    return Column(name, dtype, fields or (name,), required=True)
+
+
 def _probe(name: str, events: str | tuple[str, ...], kernel: str, *columns: Column) -> Probe:
     return Probe(name, (events,) if isinstance(events, str) else events, kernel, columns)
 
 
 _DWORDS = (_c("dw0", U64), _c("dw1", U64), _c("dw2", U64), _c("dw3", U64))
-_MMIO = (_c("its", U64), _c("addr", U64), _c("len", U32), _c("val", U64))
-_LRS = (_c("lr0", U64), _c("lr1", U64), _c("lr2", U64), _c("lr3", U64))
+_MMIO = (_r("its", U64), _r("addr", U64), _c("len", U32), _r("val", U64))
+_LRS = (_r("lr0", U64), _c("lr1", U64), _c("lr2", U64), _c("lr3", U64))
 
 #: Every probe that itstrace understands, by our name for it.
 PROBES: Final[dict[str, Probe]] = {
@@ -60,8 +68,8 @@ PROBES: Final[dict[str, Probe]] = {
             "its_cmd",
             "kvm_read_guest, return",
             _c("kvm", U64),
-            _c("gpa", U64),
-            _c("len", U32),
+            _r("gpa", U64),
+            _r("len", U32),
             *_DWORDS,
             _c("ret", S32),
         ),
@@ -69,23 +77,23 @@ PROBES: Final[dict[str, Probe]] = {
             "command",
             "its_cmd_off",
             "vgic_its_process_commands, inside its loop",
-            _c("its", U64),
+            _r("its", U64),
             _c("kvm", U64),
-            _c("creadr", U32),
+            _r("creadr", U32),
             _c("cwriter", U32),
-            *_DWORDS,
+            *(_r(word.name, word.dtype) for word in _DWORDS),
         ),
         _probe(
             "process",
             "its_process",
             "vgic_its_process_commands",
             _c("kvm", U64),
-            _c("its", U64),
+            _r("its", U64),
             _c("base", U64),
             _c("enabled", U32),
-            _c("cbaser", U64),
-            _c("creadr", U32),
-            _c("cwriter", U32),
+            _r("cbaser", U64),
+            _r("creadr", U32),
+            _r("cwriter", U32),
         ),
         _probe(
             "process_end",
@@ -105,36 +113,36 @@ PROBES: Final[dict[str, Probe]] = {
             "its_inject_msi",
             "vgic_its_inject_msi",
             _c("kvm", U64),
-            _c("lo", U32),
-            _c("hi", U32),
-            _c("event_id", U32, "data"),
-            _c("device_id", U32, "devid"),
+            _r("lo", U32),
+            _r("hi", U32),
+            _r("event_id", U32, "data"),
+            _r("device_id", U32, "devid"),
         ),
-        _probe("msi_end", "its_inject_msi_ret", "vgic_its_inject_msi, return", _c("ret", S32)),
+        _probe("msi_end", "its_inject_msi_ret", "vgic_its_inject_msi, return", _r("ret", S32)),
         _probe(
             "cached",
             "its_cached_ret",
             "vgic_its_inject_cached_translation, return",
             _c("event_id", U32, "data"),
             _c("device_id", U32, "devid"),
-            _c("ret", S32),
+            _r("ret", S32),
         ),
         _probe(
             "trigger",
             "its_trigger",
             "vgic_its_trigger_msi",
-            _c("its", U64),
-            _c("device_id", U32, "devid"),
-            _c("event_id", U32, "eventid"),
+            _r("its", U64),
+            _r("device_id", U32, "devid"),
+            _r("event_id", U32, "eventid"),
         ),
-        _probe("trigger_end", "its_trigger_ret", "vgic_its_trigger_msi, return", _c("ret", S32)),
+        _probe("trigger_end", "its_trigger_ret", "vgic_its_trigger_msi, return", _r("ret", S32)),
         _probe(
             "resolve_end",
             "its_resolve_ret",
             "vgic_its_resolve_lpi, return",
             _c("irq", U64),
             _c("intid", U32),
-            _c("ret", S32),
+            _r("ret", S32),
         ),
         # -- effects of commands
         _probe("invalidate", "its_inval_cache", "vgic_its_invalidate_cache", _c("its", U64), _c("kvm", U64)),
@@ -144,33 +152,33 @@ PROBES: Final[dict[str, Probe]] = {
             "its_alloc_dev",
             "vgic_its_alloc_device",
             _c("its", U64),
-            _c("device_id", U32),
+            _r("device_id", U32),
             _c("itt", U64),
             _c("bits", U32),
         ),
-        _probe("free_device", "its_free_dev", "vgic_its_free_device", _c("device_id", U32)),
+        _probe("free_device", "its_free_dev", "vgic_its_free_device", _r("device_id", U32)),
         _probe(
             "alloc_event",
             "its_alloc_ite",
             "vgic_its_alloc_ite",
             _c("device_id", U32),
             _c("icid", U32, "coll"),
-            _c("event_id", U32),
+            _r("event_id", U32),
         ),
-        _probe("free_event", "its_free_ite", "its_free_ite", _c("event_id", U32), _c("irq", U64)),
+        _probe("free_event", "its_free_ite", "its_free_ite", _r("event_id", U32), _c("irq", U64)),
         _probe(
             "alloc_collection",
             "its_alloc_coll",
             "vgic_its_alloc_collection",
             _c("its", U64),
-            _c("icid", U32, "coll_id"),
+            _r("icid", U32, "coll_id"),
         ),
         _probe(
             "free_collection",
             "its_free_coll",
             "vgic_its_free_collection",
             _c("its", U64),
-            _c("icid", U32, "coll_id"),
+            _r("icid", U32, "coll_id"),
         ),
         _probe(
             "affinity",
@@ -178,7 +186,7 @@ PROBES: Final[dict[str, Probe]] = {
             "update_affinity",
             # 7.3 passes (irq, from, new): a definition that has "from" gives the new vCPU as vcpu.
             _c("irq", U64),
-            _c("intid", U32),
+            _r("intid", U32),
             _c("vcpu_ptr", U64, "vcpu"),
             _c("vcpu", S32, "vcpu_id"),
             _c("from_ptr", U64, "from"),
@@ -188,7 +196,7 @@ PROBES: Final[dict[str, Probe]] = {
             "config",
             "lpi_config",
             "update_lpi_config",
-            _c("intid", U32),
+            _r("intid", U32),
             _c("priority", U32, "prio"),
             _c("enabled", U32),
             _c("needs_inv", U32),
@@ -197,12 +205,12 @@ PROBES: Final[dict[str, Probe]] = {
             "config_end",
             "lpi_config_ret",
             "update_lpi_config, return",
-            _c("intid", U32),
+            _r("intid", U32),
             _c("priority", U32, "prio"),
-            _c("enabled", U32),
+            _r("enabled", U32),
             _c("ret", S32),
         ),
-        _probe("inv_lpi", "inv_lpi", "vgic_its_inv_lpi", _c("intid", U32)),
+        _probe("inv_lpi", "inv_lpi", "vgic_its_inv_lpi", _r("intid", U32)),
         _probe("invall", "invall", "vgic_its_invall", _c("vcpu", S32)),
         # -- pending state and list registers
         # 7.3 fires both of these for one call (the compiler split the function in two): the first one serves.
@@ -211,23 +219,23 @@ PROBES: Final[dict[str, Probe]] = {
             ("queue_irq", "queue_irq_part"),
             "vgic_queue_irq_unlock",
             _c("irq", U64),
-            _c("intid", U32),
-            _c("pending", U32, "pend"),
-            _c("enabled", U32, "en"),
-            _c("active", U32, "act"),
-            _c("target_vcpu", S32, "tgt"),
+            _r("intid", U32),
+            _r("pending", U32, "pend"),
+            _r("enabled", U32, "en"),
+            _r("active", U32, "act"),
+            _r("target_vcpu", S32, "tgt"),
             _c("owner_vcpu", S32, "vcpu"),
-            _c("owner_ptr", U64, "vcpup"),
+            _r("owner_ptr", U64, "vcpup"),
         ),
         _probe(
             "fill",
             "populate_lr",
             "vgic_v3_populate_lr",
-            _c("vcpu", S32),
-            _c("intid", U32),
-            _c("lr", S32),
-            _c("pending", U32, "pend"),
-            _c("active", U32, "act"),
+            _r("vcpu", S32),
+            _r("intid", U32),
+            _r("lr", S32),
+            _r("pending", U32, "pend"),
+            _r("active", U32, "act"),
             _c("enabled", U32, "en"),
             _c("target_vcpu", S32, "tgt"),
         ),
@@ -236,42 +244,42 @@ PROBES: Final[dict[str, Probe]] = {
             "populate_lr_ret",
             "vgic_v3_populate_lr, return",
             _c("vcpu", S32),
-            _c("intid", U32),
+            _r("intid", U32),
             _c("lr", S32),
-            _c("pending", U32, "pend"),
+            _r("pending", U32, "pend"),
             _c("value", U64, "val"),
-            *_LRS,
+            *(_c(one.name, one.dtype) for one in _LRS),
         ),
-        _probe("fold", "fold_lr", "vgic_v3_fold_lr_state", _c("vcpu", S32), _c("used", U32), *_LRS),
-        _probe("flush_lpis", "flush_lpis", "vgic_flush_pending_lpis", _c("vcpu", S32)),
-        _probe("enable_lpis", "enable_lpis", "vgic_enable_lpis", _c("vcpu", S32)),
-        _probe("sync_pending", "lpi_sync_pending", "vgic_v3_lpi_sync_pending_status", _c("intid", U32)),
+        _probe("fold", "fold_lr", "vgic_v3_fold_lr_state", _r("vcpu", S32), _r("used", U32), *_LRS),
+        _probe("flush_lpis", "flush_lpis", "vgic_flush_pending_lpis", _r("vcpu", S32)),
+        _probe("enable_lpis", "enable_lpis", "vgic_enable_lpis", _r("vcpu", S32)),
+        _probe("sync_pending", "lpi_sync_pending", "vgic_v3_lpi_sync_pending_status", _r("intid", U32)),
         # -- redistributors
         _probe(
             "write_rctlr",
             "wr_rctlr",
             "vgic_mmio_write_v3r_ctlr",
-            _c("vcpu", S32),
-            _c("addr", U64),
-            _c("val", U64),
+            _r("vcpu", S32),
+            _r("addr", U64),
+            _r("val", U64),
         ),
         _probe(
             "write_propbaser",
             "wr_propbase",
             "vgic_mmio_write_propbase",
-            _c("vcpu", S32),
-            _c("addr", U64),
+            _r("vcpu", S32),
+            _r("addr", U64),
             _c("len", U32),
-            _c("val", U64),
+            _r("val", U64),
         ),
         _probe(
             "write_pendbaser",
             "wr_pendbase",
             "vgic_mmio_write_pendbase",
-            _c("vcpu", S32),
-            _c("addr", U64),
+            _r("vcpu", S32),
+            _r("addr", U64),
             _c("len", U32),
-            _c("val", U64),
+            _r("val", U64),
         ),
         # -- save and restore
         _probe("save_tables", "save_tables", "vgic_its_save_tables_v0", _c("its", U64)),

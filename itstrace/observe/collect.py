@@ -52,7 +52,7 @@ def find_events(formats: Mapping[str, EventFormat]) -> dict[str, list[str]]:
     """Which events of a capture may feed which probe, the best first.
 
     A probe's event is found by its full name, or by its bare name in any group (dynamic events may stand in
-    any).
+    any), if its definition has the fields that the probe cannot do without.
     """
     by_name: dict[str, list[str]] = {}
     for full in formats:
@@ -65,9 +65,16 @@ def find_events(formats: Mapping[str, EventFormat]) -> dict[str, list[str]]:
             for full in ([event] if ":" in event else by_name.get(event, []))
             if full in formats
         ]
-        if candidates:
-            found[probe.name] = candidates
+        usable = [full for full in candidates if not _lacks(probe, formats[full])]
+        if usable:
+            found[probe.name] = usable
     return found
+
+
+def _lacks(probe: Probe, fmt: EventFormat) -> list[str]:
+    """Columns that the probe cannot do without, and that an event's definition does not give."""
+    names = {f.name for f in fmt.fields}
+    return [c.name for c in probe.columns if c.required and names.isdisjoint(c.fields)]
 
 
 def _select(probe: Probe, fmt: EventFormat) -> tuple[list[pl.Expr], dict[str, str], frozenset[str]]:
@@ -115,10 +122,16 @@ _KEEP: dict[str, pl.Expr] = {
 }
 
 
+def _kept(probe: Probe) -> pl.Expr:
+    """Which rows of a probe are kept: those that an observation needs, and that have what it cannot do without."""
+    whole = [pl.col(column.name).is_not_null() for column in probe.columns if column.required]
+    return pl.all_horizontal(_KEEP.get(probe.name, pl.lit(value=True)), *whole)
+
+
 class _Heap:
     """Frames of one event, made into a probe's rows a good many at a time: a query costs more than its rows."""
 
-    def __init__(self, select: list[pl.Expr], keep: pl.Expr | None) -> None:
+    def __init__(self, select: list[pl.Expr], keep: pl.Expr) -> None:
         self._select = select
         self._keep = keep
         self._fresh: list[pl.DataFrame] = []
@@ -140,8 +153,8 @@ class _Heap:
         return pl.concat(rows) if rows else None
 
     def _work(self) -> None:
-        query = pl.concat(self._fresh).lazy().select(self._select)
-        self._done.append((query if self._keep is None else query.filter(self._keep)).collect())
+        query = pl.concat(self._fresh).lazy().select(self._select).filter(self._keep)
+        self._done.append(query.collect())
         self._fresh, self._rows = [], 0
 
 
@@ -155,7 +168,7 @@ def collect(capture: Capture) -> Raw:
     wanted: dict[str, tuple[str, ...] | None] = {}
     for (_, event), (_, needed, _) in plans.items():
         wanted[event] = tuple(dict.fromkeys((*(wanted.get(event) or ()), *needed.values())))
-    heaps = {key: _Heap(plans[key][0], _KEEP.get(key[0])) for key in candidates}
+    heaps = {key: _Heap(plans[key][0], _kept(PROBES[key[0]])) for key in candidates}
     for block in capture.blocks(wanted):
         for key in candidates:
             frame = block.get(key[1])

@@ -102,7 +102,8 @@ def _from_probe(raw: Raw) -> pl.DataFrame:
 
 def _from_reads(raw: Raw) -> pl.DataFrame:
     """Commands from kvm_read_guest: 32 bytes, between entry and return of vgic_its_process_commands on the same task."""
-    reads = raw["guest_read"].filter(pl.col("len") == COMMAND_BYTES).sort("seq")
+    words = [pl.col(word).is_not_null() for word in ("dw0", "dw1", "dw2", "dw3")]
+    reads = raw["guest_read"].filter((pl.col("len") == COMMAND_BYTES) & pl.all_horizontal(words)).sort("seq")
     reads = before(reads, raw["process"], begun="seq")
     reads = before(reads, raw["process_end"], ended="seq")
     reads = reads.filter(pl.col("begun").is_not_null() & (pl.col("begun") > pl.col("ended").fill_null(0)))
@@ -117,7 +118,7 @@ def _from_reads(raw: Raw) -> pl.DataFrame:
         "dw1",
         "dw2",
         "dw3",
-        readable=pl.col("ret") == 0,
+        readable=pl.col("ret").fill_null(0) == 0,
     )
 
 

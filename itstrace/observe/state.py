@@ -38,7 +38,9 @@ def register_writes(raw: Raw, identity: Identity) -> pl.DataFrame:
     """Writes to GITS_CTLR, CBASER, CWRITER and BASER<n>. Shape: rows of REGISTER_WRITES."""
     rows = pl.concat([raw[name] for name in ("write_ctlr", "write_cbaser", "write_cwriter", "write_baser")])
     rows = rows.with_columns(
-        offset=pl.col("addr") & _FRAME_MASK, value=_low("val", "len"), size_bytes=pl.col("len").clip(0, 8)
+        offset=pl.col("addr") & _FRAME_MASK,
+        value=_low("val", "len"),
+        size_bytes=pl.col("len").fill_null(8).clip(0, 8),
     )
     return _finish(_by_user(identity.with_its(identity.with_vm(rows)), identity), schemas.REGISTER_WRITES)
 
@@ -59,7 +61,7 @@ def redistributor_writes(raw: Raw, identity: Identity) -> pl.DataFrame:
     rows = rows.with_columns(
         offset=pl.col("addr") & _FRAME_MASK,
         value=_low("val", "len"),
-        size_bytes=pl.col("len").clip(0, 8),
+        size_bytes=pl.col("len").fill_null(8).clip(0, 8),
         user=pl.col("addr") <= _FRAME_MASK,
     )
     return _finish(identity.with_vm(rows), schemas.REDISTRIBUTOR_WRITES)
@@ -67,7 +69,9 @@ def redistributor_writes(raw: Raw, identity: Identity) -> pl.DataFrame:
 
 def configs(raw: Raw, identity: Identity) -> pl.DataFrame:
     """LPI configurations as KVM holds them after reading the property byte. Shape: rows of CONFIGS."""
-    rows = raw["config_end"].with_columns(enabled=pl.col("enabled") != 0, result=pl.col("ret"))
+    rows = raw["config_end"].with_columns(
+        enabled=pl.col("enabled") != 0, priority=pl.col("priority") & 0xFF, result=pl.col("ret")
+    )
     return _finish(identity.with_vm(rows), schemas.CONFIGS)
 
 
@@ -117,8 +121,10 @@ def allocations(raw: Raw, identity: Identity) -> pl.DataFrame:
 
 def guest_reads(raw: Raw, identity: Identity) -> pl.DataFrame:
     """Bytes that KVM read out of guest memory, masked to the size read. Shape: rows of GUEST_READS."""
-    rows = raw["guest_read"].with_columns(
-        value=_low("dw0", "len"), size_bytes=pl.col("len"), result=pl.col("ret")
+    rows = (
+        raw["guest_read"]
+        .filter(pl.col("dw0").is_not_null())
+        .with_columns(value=_low("dw0", "len"), size_bytes=pl.col("len"), result=pl.col("ret"))
     )
     return _finish(identity.with_vm(rows), schemas.GUEST_READS)
 

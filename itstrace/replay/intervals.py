@@ -26,6 +26,15 @@ class Open:
     assumed: bool
 
 
+#: What the columns of interval frames can hold.
+_LARGEST: dict[Any, int] = {
+    pl.UInt8: 2**8 - 1,
+    pl.UInt16: 2**16 - 1,
+    pl.Int32: 2**31 - 1,
+    pl.UInt32: 2**32 - 1,
+}
+
+
 @dataclass(slots=True)
 class Table:
     """One kind of interval frame in the making."""
@@ -34,9 +43,19 @@ class Table:
     width: int  # columns of the key
     open: dict[tuple[Any, ...], Open] = field(default_factory=dict)
     rows: list[tuple[Any, ...]] = field(default_factory=list)
+    _largest: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._largest = tuple(
+            _LARGEST.get(dtype, 2**64 - 1) for dtype in list(self.schema.dtypes())[self.width :]
+        )
 
     def put(self, key: tuple[Any, ...], values: tuple[Any, ...], now: Now, *, assumed: bool = False) -> None:
-        """The entry holds these values from now on."""
+        """The entry holds these values from now on; one that cannot be (of a damaged table) is unknown."""
+        values = tuple(
+            None if value is not None and value > largest else value
+            for value, largest in zip(values, self._largest, strict=False)
+        )
         held = self.open.get(key)
         if held is not None and held.values == values and not held.assumed:
             return

@@ -84,6 +84,6 @@ def _evidence(case: Case, first: dict[str, object]) -> tuple[int, ...]:
         {"vm": [first["vm"]], "intid": [first["intid"]], "seq": [first["last_fill"]], "pid": [first["pid"]]}
     ).cast({"vm": pl.UInt16, "intid": pl.UInt32, "seq": pl.UInt64, "pid": pl.Int32})
     queued = before(at, case.observations.queueings, LPI, found="seq")["found"].to_list()
-    fill = case.observations.fills.filter(pl.col("seq") == first["last_fill"])["end_seq"].to_list()
+    fill = case.observations.fills.join(at, on="seq", how="semi")["end_seq"].to_list()
     returns = after(at, case.observations.fill_returns, ["pid"], found="seq")["found"].to_list()
     return first_some([*queued, first["last_fill"], *returns, *fill, first["seq"], first["end_seq"]])  # type: ignore[list-item]
