@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Build a capture of any size out of a real one: `make_capture.py --events 20_000_000 -o /tmp/big.dat`.
+"""Build a capture of any size out of a real one: `make_capture.py --events 20_000_000 -o big.dat`.
 
 The sections of the real file (formats, task names, options) are taken as they are. Its ring buffer pages are
 repeated, each copy with its time stamps moved on by the length of the capture, so that copies follow each

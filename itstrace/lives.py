@@ -49,9 +49,7 @@ class Lives:
     fills: pl.DataFrame
     latches: pl.DataFrame
 
-    def latched_at(
-        self, time_ns: int | None, vm_ends: Mapping[int, int | None] | None = None
-    ) -> pl.DataFrame:
+    def latched_at(self, time_ns: int | None, vm_ends: Mapping[int, int | None]) -> pl.DataFrame:
         """Whether each LPI's pending_latch was set at that time (None: the end, or the VM's).
 
         Shape: vm, intid, pending; an LPI of which nothing was recorded has no row.
@@ -59,7 +57,7 @@ class Lives:
         rows = self.latches
         if time_ns is not None:
             rows = rows.filter(pl.col("time_ns") <= time_ns)
-        elif ends := {vm: end for vm, end in (vm_ends or {}).items() if end is not None}:
+        elif ends := {vm: end for vm, end in vm_ends.items() if end is not None}:
             end_ns = pl.col("vm").replace_strict(ends, default=2**63 - 1, return_dtype=pl.Int64)
             rows = rows.filter(pl.col("time_ns") < end_ns)
         return rows.group_by(LPI).agg(pending=pl.col("latched").last())

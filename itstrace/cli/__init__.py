@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated
@@ -85,6 +86,25 @@ def main() -> None:
             f"itstrace {__version__}: this is a mistake of itstrace, not of the capture; please report it with the lines above"
         )
         _leave(ExitCode.BUG)
+
+
+def script() -> None:
+    """The `itstrace` program: as `main`, and gone at once.
+
+    An interpreter that is taken apart frees frame by frame what the kernel takes back in one go; after a large
+    capture that is a good part of the time.
+    """
+    code: object = ExitCode.DONE
+    try:
+        main()
+    except SystemExit as leaving:
+        code = leaving.code
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = code or ExitCode.UNREADABLE
+    os._exit(code if isinstance(code, int) else ExitCode.DONE if code is None else ExitCode.BUG)
 
 
 def _leave(code: ExitCode) -> None:

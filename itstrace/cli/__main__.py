@@ -1,5 +1,5 @@
 """`python -m itstrace.cli`: the program, where it is not installed."""
 
-from itstrace.cli import main
+from itstrace.cli import script
 
-main()
+script()

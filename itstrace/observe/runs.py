@@ -31,13 +31,19 @@ class Stamps:
 
     def after(self, seqs: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """The first record after each seq; NEVER where there is none."""
-        padded = np.append(self.seq, np.uint64(NEVER))
-        return padded[np.searchsorted(self.seq, seqs, side="right")]
+        return _at(self.seq, np.searchsorted(self.seq, seqs, side="right"), NEVER)
 
     def time_of(self, seqs: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Times of records of this kind, given by their seqs; those of NEVER are meaningless."""
-        padded = np.append(self.time_ns, np.int64(0))
-        return padded[np.searchsorted(self.seq, seqs, side="left")]
+        return _at(self.time_ns, np.searchsorted(self.seq, seqs, side="left"), 0)
+
+
+def _at(values: npt.NDArray[Any], places: npt.NDArray[np.intp], otherwise: int) -> npt.NDArray[Any]:
+    """Values at some places; something else for the place behind the last."""
+    found = np.full(len(places), otherwise, values.dtype)
+    there = places < len(values)
+    found[there] = values[places[there]]
+    return found
 
 
 NOTHING = Stamps(np.empty(0, np.uint64), np.empty(0, np.int64))

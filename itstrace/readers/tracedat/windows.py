@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from itstrace.readers.tracedat.source import PageSource
 
 #: Pages of one batch: enough of them that a step's fixed cost is small, few enough bytes for the cache.
-BATCH_BYTES, BATCH_PAGES, MAX_BATCH_BYTES = 8 << 20, 128, 64 << 20
+BATCH_BYTES, BATCH_PAGES, MAX_BATCH_BYTES = 24 << 20, 128, 64 << 20
 
 
 @dataclass(slots=True)
