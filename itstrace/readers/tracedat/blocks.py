@@ -37,6 +37,9 @@ class Choice:
         return pl.DataFrame(head + field_columns.empty(self.fields))
 
 
+_NO_SIZES = np.empty(0, np.int64)
+
+
 class BlockDecoder:
     """Decodes batches one after the other; keeps the count of records, which is the next one's rank."""
 
@@ -88,9 +91,9 @@ class BlockDecoder:
                 block[choice.event.full_name] = empty
                 continue
             index = order[rank]
-            payloads = Payloads(
-                batch.raw, word[index] << 2, sizes[index].astype(np.int64) << 2, self._big_endian
-            )
+            # How long a record is matters to its fields alone; entries and exits, the most of all, have none.
+            lengths_of = sizes[index].astype(np.int64) << 2 if choice.fields else _NO_SIZES
+            payloads = Payloads(batch.raw, word[index] << 2, lengths_of, self._big_endian)
             block[choice.event.full_name] = pl.DataFrame(
                 [
                     pl.Series("seq", (rank + rank_of_first).astype(np.uint64)),
