@@ -20,7 +20,7 @@ from itstrace.readers import open_capture
 from itstrace.replay import replay
 from itstrace.rules import check
 
-_LARGEST = {pl.UInt64: 2**64 - 1, pl.UInt32: 2**32 - 1, pl.Int32: 2**31 - 1}
+_LARGEST: dict[type[pl.DataType], int] = {pl.UInt64: 2**64 - 1, pl.UInt32: 2**32 - 1, pl.Int32: 2**31 - 1}
 
 
 @cache
@@ -48,7 +48,9 @@ def test_any_value_of_any_probe_may_be_unknown_or_garbage(name: str, probe: str)
         return  # nothing to alter; the other sample may have some
     for column in PROBES[probe].columns:
         for how in ("unknown",) if column.dtype == pl.String() else ("unknown", "largest", "random"):
-            frame = raw[probe].with_columns(_altered(raw[probe][column.name], how)).filter(_kept(PROBES[probe]))
+            frame = (
+                raw[probe].with_columns(_altered(raw[probe][column.name], how)).filter(_kept(PROBES[probe]))
+            )
             odd = Raw({**raw.frames, probe: frame}, raw.events, raw.absent, raw.fields)
             observations = from_raw(odd, identify(odd))
             history = replay(observations, kernel="6.12")
