@@ -117,12 +117,12 @@ class BlockDecoder:
             times = np.concatenate(converted)
         if not len(times):
             return times
-        floor, ceiling = batch.floor_ns[records.page], batch.ceiling_ns[records.page]
         falls = times[1:] < times[:-1]
         inner = np.array(bounds[1:-1], np.int64)
         falls[inner[(inner > 0) & (inner < len(times))] - 1] = False  # from one CPU to the next it may
-        if not falls.any() and bool(np.all((times >= floor) & (times <= ceiling))):
+        if not falls.any() and _in_bounds(batch, records, times):
             return times
+        floor, ceiling = batch.floor_ns[records.page], batch.ceiling_ns[records.page]
         # Rare: a clock that was set back, or damage. The order in the buffer is the truth; the time follows
         # it.
         mended = np.clip(times, floor, ceiling)
@@ -144,6 +144,16 @@ class BlockDecoder:
         if len(sizes) and int(sizes.min()) * 4 < common.end:
             found[sizes < -(-common.end // 4)] = 0
         return found
+
+
+def _in_bounds(batch: Batch, records: Records, times: npt.NDArray[np.int64]) -> bool:
+    """Say whether every page's times lie within its bounds, given that they never fall: by its first and its last."""
+    ends = np.cumsum(records.per_page)
+    filled = np.flatnonzero(records.per_page)
+    first, last = (ends - records.per_page)[filled], ends[filled] - 1
+    return bool(
+        np.all(times[first] >= batch.floor_ns[filled]) and np.all(times[last] <= batch.ceiling_ns[filled])
+    )
 
 
 def _within_span(
