@@ -110,8 +110,7 @@ def _flushed(latches: pl.DataFrame, obs: Observations, history: History) -> pl.D
     flushes = flushes.filter(
         pl.col("vm").is_in([vm for vm, keeps in history.flush_keeps_latch.items() if not keeps])
     )
-    last = latches.select("vm", "intid", "vcpu").unique(["vm", "intid"])
-    rows = flushes.select("vm", "seq", "time_ns", flushed="vcpu").join(last.select("vm", "intid"), on="vm")
+    rows = flushes.select("vm", "seq", "time_ns", flushed="vcpu").join(latches.select(LPI).unique(), on="vm")
     rows = before(rows, latches, LPI, was="latched", vcpu="vcpu")
     # An LPI that was latched while disabled is on no list, and keeps its latch.
     rows = before(rows, obs.queueings, LPI, on_list="enabled")

@@ -16,7 +16,7 @@ from typing import Final
 
 import polars as pl
 
-U64, U32, S32, S64 = pl.UInt64(), pl.UInt32(), pl.Int32(), pl.Int64()
+U64, U32, S32 = pl.UInt64(), pl.UInt32(), pl.Int32()
 
 
 @dataclass(frozen=True, slots=True)

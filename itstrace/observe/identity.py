@@ -101,10 +101,6 @@ class Identity:
             .rename({"_its": "its"})
         )
 
-    def with_vcpu(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Add the column `vcpu` by the record's task; null where the task was never seen to run one."""
-        return frame.join(self.vcpus, on=["vm", "pid"], how="left", maintain_order="left")
-
 
 def identify(raw: Raw) -> Identity:
     """Find the VMs, their ITSs, and the tasks that work for them."""

@@ -43,8 +43,8 @@ class History:
 
     `notes`: the model's effects that are no table changes (faults, mistakes, ignored writes), in order.
     `cleared`, `pending_bits`: LPIs whose latch a command cleared, or the pending table set (vm, intid, seq,
-    time_ns, vcpu, latched, by). `profiles`: the model's profile by VM. `gics`: the model's state at the end,
-    by VM.
+    time_ns, vcpu, latched, by). By VM: `profiles`, the model's profile; `flush_keeps_latch`, whether that profile
+    keeps an LPI's latch where a vCPU's LPIs are flushed; `vm_ends`, when its teardown begins (ns).
     """
 
     verdicts: pl.DataFrame

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from itstrace.findings import Confidence, Finding, Severity
+from itstrace.findings import Confidence, Finding
 from itstrace.observe.joins import before
 
 if TYPE_CHECKING:
@@ -199,20 +199,6 @@ class Case:
         rows = self.history.mappings.filter((pl.col("vm") == vm) & (pl.col("intid") == intid))
         rows = rows.filter(pl.col("from_seq").is_null() | (pl.col("from_seq") <= seq)).tail(1)
         return rows.select("its", "device_id", "event_id").row(0) if rows.height else (None, None, None)
-
-    def known_its(self, vm: int, its: int | None) -> bool:
-        """Whether an ITS is known from its first command on."""
-        rows = self.observations.itss.filter((pl.col("vm") == vm) & (pl.col("its") == its))
-        return bool(rows.height and rows["complete"][0])
-
-    def for_rule(self, rule: Rule) -> Case:
-        """The same case for another rule."""
-        return replace(self, rule=rule)
-
-
-def milder(severity: Severity, *, when: bool, to: Severity) -> Severity:
-    """A lower severity where a condition says so."""
-    return to if when else severity
 
 
 def first_some(seqs: Iterable[int | None], limit: int = 12) -> tuple[int, ...]:
