@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace.observe.catalogue import PROBES, Probe
+from itstrace.readers.base import HEAD, column_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from itstrace.readers.base import Capture, EventFormat
-
-#: Columns that every raw frame begins with.
-HEAD = {"seq": pl.UInt64(), "time_ns": pl.Int64(), "cpu": pl.UInt16(), "pid": pl.Int32()}
+    from itstrace.readers.base import Capture, EventField, EventFormat
 
 #: Rows of one event that are worth a query.
 _MANY_ROWS = 1 << 18
@@ -48,27 +46,41 @@ class Raw:
         return probe in self.events and column not in self.absent[probe]
 
 
-def find_events(formats: Mapping[str, EventFormat]) -> dict[str, list[str]]:
-    """Which events of a capture may feed which probe, the best first.
+def feeds(event: EventFormat) -> list[str]:
+    """Which probes an event may feed: those that name it, and whose columns it gives as far as they are required.
 
-    A probe's event is found by its full name, or by its bare name in any group (dynamic events may stand in
-    any), if its definition has the fields that the probe cannot do without.
+    An event is known by its full name, or by its bare name in any group (dynamic events may stand in any); text
+    may tell no group at all.
     """
-    by_name: dict[str, list[str]] = {}
-    for full in formats:
-        by_name.setdefault(full.rpartition(":")[2], []).append(full)
-    found: dict[str, list[str]] = {}
-    for probe in PROBES.values():
-        candidates = [
-            full
-            for event in probe.events
-            for full in ([event] if ":" in event else by_name.get(event, []))
-            if full in formats
+    names = {event.full_name, event.name}
+    return [
+        probe.name
+        for probe in PROBES.values()
+        if any(_bare(each, event) in names for each in probe.events) and not _lacks(probe, event)
+    ]
+
+
+def _bare(name: str, event: EventFormat) -> str:
+    """The name by which a probe knows an event: without its group where the capture does not tell it."""
+    return name if event.system else name.rpartition(":")[2]
+
+
+def find_events(formats: Mapping[str, EventFormat]) -> dict[str, list[str]]:
+    """Which events of a capture may feed which probe, the best first."""
+    able: dict[str, list[EventFormat]] = {}
+    for event in formats.values():
+        for probe in feeds(event):
+            able.setdefault(probe, []).append(event)
+    return {
+        name: [
+            event.full_name
+            for wanted in probe.events
+            for event in able[name]
+            if _bare(wanted, event) in (event.full_name, event.name)
         ]
-        usable = [full for full in candidates if not _lacks(probe, formats[full])]
-        if usable:
-            found[probe.name] = usable
-    return found
+        for name, probe in PROBES.items()
+        if name in able
+    }
 
 
 def _lacks(probe: Probe, fmt: EventFormat) -> list[str]:
@@ -90,7 +102,9 @@ def _select(probe: Probe, fmt: EventFormat) -> tuple[list[pl.Expr], dict[str, st
             absent.add(column.name)
         else:
             needed[column.name] = source
-            exprs.append(_cast(pl.col(source), _dtype(fmt, source), column.dtype).alias(column.name))
+            exprs.append(
+                _cast(pl.col(column_name(source)), _dtype(fmt, source), column.dtype).alias(column.name)
+            )
     return exprs, needed, frozenset(absent)
 
 
@@ -163,18 +177,28 @@ def collect(capture: Capture) -> Raw:
 
     Raises: whatever the reader raises for a file that cannot be read at all.
     """
+    heaps: dict[tuple[str, str], _Heap] = {}
+    plans: dict[tuple[str, str], tuple[list[pl.Expr], dict[str, str], frozenset[str]]] = {}
+    by_event: dict[str, list[_Heap]] = {}
+
+    def choose(event: EventFormat) -> tuple[EventField, ...] | None:
+        needed: set[str] = set()
+        for name in feeds(event):
+            plan = plans[name, event.full_name] = _select(PROBES[name], event)
+            heap = heaps[name, event.full_name] = _Heap(plan[0], _kept(PROBES[name]))
+            by_event.setdefault(event.full_name, []).append(heap)
+            needed.update(plan[1].values())
+        if event.full_name not in by_event:
+            return None
+        return tuple(field for field in event.fields if field.name in needed)
+
+    for block in capture.blocks(choose):
+        for full_name, frame in block.items():
+            if frame.height:
+                for heap in by_event[full_name]:
+                    heap.add(frame)
     candidates = [(name, event) for name, events in find_events(capture.formats).items() for event in events]
-    plans = {key: _select(PROBES[key[0]], capture.formats[key[1]]) for key in candidates}
-    wanted: dict[str, tuple[str, ...] | None] = {}
-    for (_, event), (_, needed, _) in plans.items():
-        wanted[event] = tuple(dict.fromkeys((*(wanted.get(event) or ()), *needed.values())))
-    heaps = {key: _Heap(plans[key][0], _kept(PROBES[key[0]])) for key in candidates}
-    for block in capture.blocks(wanted):
-        for key in candidates:
-            frame = block.get(key[1])
-            if frame is not None and frame.height:
-                heaps[key].add(frame)
-    parts = {key: heap.take() for key, heap in heaps.items()}
+    parts = {key: heaps[key].take() for key in candidates}
     frames: dict[str, pl.DataFrame] = {}
     events: dict[str, str] = {}
     absent: dict[str, frozenset[str]] = {}
@@ -184,9 +208,9 @@ def collect(capture: Capture) -> Raw:
         if name not in events or (name not in frames and parts[name, event] is not None):
             events[name], absent[name] = event, plans[name, event][2]
             fields.update({(name, column): source for column, source in plans[name, event][1].items()})
-            frame = parts.pop((name, event))
-            if frame is not None:
-                frames[name] = frame
+            rows = parts.pop((name, event))
+            if rows is not None:
+                frames[name] = rows
     for name, probe in PROBES.items():
         if name not in frames:
             frames[name] = pl.DataFrame(schema=HEAD | {c.name: c.dtype for c in probe.columns})

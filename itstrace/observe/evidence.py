@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace.observe.catalogue import PROBES
-from itstrace.observe.collect import HEAD, Raw
+from itstrace.readers.base import HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from itstrace.observe.collect import Raw
 
 #: Columns that are pointers, addresses or raw words; they are shown in hex.
 _HEX = {

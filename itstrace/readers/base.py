@@ -6,7 +6,7 @@ A reader turns bytes into events and knows nothing about interrupts. Formats are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Protocol, Self
@@ -47,8 +47,8 @@ class EventFormat:
 
     @property
     def full_name(self) -> str:
-        """`system:name`, the name by which the program speaks of an event."""
-        return f"{self.system}:{self.name}"
+        """`system:name`, the name by which the program speaks of an event; `name` where text does not tell the system."""
+        return f"{self.system}:{self.name}" if self.system else self.name
 
 
 @dataclass(slots=True)
@@ -85,8 +85,39 @@ def column_name(field_name: str) -> str:
     return f"field_{field_name}" if field_name in RESERVED_COLUMNS else field_name
 
 
-#: Which events to decode (by full name), and which of their fields (None: all of them).
-Wanted = Mapping[str, tuple[str, ...] | None]
+#: Asked once for every event type that a reader knows or meets: which fields to decode. None passes it over.
+Selection = Callable[[EventFormat], tuple[EventField, ...] | None]
+
+#: Which events to decode: by full name, with the names of their fields (None: all of them); or a `Selection`, for
+#: a reader of text learns only while reading which events there are.
+Wanted = Mapping[str, tuple[str, ...] | None] | Selection
+
+
+def selection(wanted: Wanted, path: Path) -> Selection:
+    """Make a `Selection` of either form; names that no event has are passed over.
+
+    Raises: UsageError (from the selection) where an event has no field of a name asked for.
+    """
+    if callable(wanted):
+        return wanted
+
+    def choose(event: EventFormat) -> tuple[EventField, ...] | None:
+        if event.full_name not in wanted:
+            return None
+        names = wanted[event.full_name]
+        if names is None:
+            return event.fields
+        known = {field.name: field for field in event.fields}
+        known |= {column_name(field.name): field for field in event.fields}
+        for name in names:
+            if name not in known:
+                raise UsageError(
+                    f"{event.full_name} has no field {name!r} in {path}",
+                    advice=f"its fields are {', '.join(known)}",
+                )
+        return tuple(known[name] for name in names)
+
+    return choose
 
 
 class Capture(Protocol):
@@ -102,7 +133,10 @@ class Capture(Protocol):
 
     @property
     def formats(self) -> Mapping[str, EventFormat]:
-        """The event types that the capture describes, by full name (whether or not any was recorded)."""
+        """The event types that the capture describes, by full name (whether or not any was recorded).
+
+        Text describes no event: there it is those that were met, and asking reads the capture through once.
+        """
         ...
 
     @property
@@ -171,3 +205,37 @@ def find_event(formats: Mapping[str, EventFormat], name: str) -> str:
         f"the capture describes no event {name}",
         advice=f"one like it: {', '.join(near)}" if near else "list them with `itstrace events CAPTURE`",
     )
+
+
+def read_event(capture: Capture, name: str, limit: int | None = None) -> pl.DataFrame:
+    """All records of one event of a capture, or the first `limit`; what every reader's `read` does.
+
+    Shape: seq, time_ns, cpu, pid, comm, then the event's own fields, in order of time.
+    Raises: UsageError where the capture has no such event, or several of that name.
+    """
+    event = capture.formats[find_event(capture.formats, name)]
+    frames: list[pl.DataFrame] = []
+    rows = 0
+    for block in capture.blocks({event.full_name: None}):
+        frame = block.get(event.full_name)
+        if frame is None:
+            continue
+        frames.append(frame)
+        rows += frame.height
+        if limit is not None and rows >= limit:
+            break
+    whole = pl.concat(frames) if frames else pl.DataFrame(schema=frame_schema(event))
+    whole = whole if limit is None else whole.head(limit)
+    comms = {pid: comm for pid, comm in capture.comms.items() if pid >= 0}
+    comm = pl.col("pid").replace_strict(comms, default=None, return_dtype=pl.String)
+    return whole.insert_column(whole.columns.index("pid") + 1, whole.select(comm.alias("comm"))["comm"])
+
+
+#: The columns that every frame of a block begins with.
+HEAD = {"seq": pl.UInt64(), "time_ns": pl.Int64(), "cpu": pl.UInt16(), "pid": pl.Int32()}
+
+
+def frame_schema(event: EventFormat, fields: tuple[EventField, ...] | None = None) -> dict[str, pl.DataType]:
+    """The columns of a block's frame of an event: the head, then its fields (all, or those chosen)."""
+    chosen = event.fields if fields is None else fields
+    return HEAD | {column_name(field.name): field.dtype for field in chosen}

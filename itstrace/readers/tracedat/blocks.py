@@ -10,18 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from itstrace.readers.tracedat import fields as field_columns
-from itstrace.readers.tracedat.fields import Payloads
+from itstrace.readers import payloads as field_columns
+from itstrace.readers.base import frame_schema
+from itstrace.readers.payloads import Payloads
 from itstrace.readers.tracedat.pages import FOREVER
 from itstrace.readers.tracedat.ring import Records, Words, decode
 
 if TYPE_CHECKING:
     from itstrace.readers.base import Block, EventField, EventFormat
-    from itstrace.readers.tracedat.formats import CommonLayout
+    from itstrace.readers.formats import CommonLayout
     from itstrace.readers.tracedat.tally import Tally
     from itstrace.readers.tracedat.windows import Batch
-
-_HEAD = {"seq": pl.UInt64(), "time_ns": pl.Int64(), "cpu": pl.UInt16(), "pid": pl.Int32()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +32,7 @@ class Choice:
 
     def empty(self) -> pl.DataFrame:
         """Give a frame of the right columns without rows."""
-        head = [pl.Series(name, [], dtype=dtype) for name, dtype in _HEAD.items()]
-        return pl.DataFrame(head + field_columns.empty(self.fields))
+        return pl.DataFrame(schema=frame_schema(self.event, self.fields))
 
 
 _NO_SIZES = np.empty(0, np.int64)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Self
 import polars as pl
 
 from itstrace.errors import CaptureError, Damage, UsageError
-from itstrace.readers.base import Block, CaptureInfo, EventFormat, Wanted, column_name, find_event
+from itstrace.readers.base import Block, CaptureInfo, EventFormat, Wanted, read_event, selection
+from itstrace.readers.formats import CommonLayout, parse_format, parse_page_layout
 from itstrace.readers.tracedat.blocks import BlockDecoder, Choice
 from itstrace.readers.tracedat.bytesource import Decompressor
 from itstrace.readers.tracedat.clock import Clock
 from itstrace.readers.tracedat.container import read_container
-from itstrace.readers.tracedat.formats import CommonLayout, parse_format, parse_page_layout
 from itstrace.readers.tracedat.pages import CpuPages
 from itstrace.readers.tracedat.source import ALL_RUNS_BYTES, RUN_BYTES, PageSource
 from itstrace.readers.tracedat.tally import Tally
@@ -95,19 +95,7 @@ class TraceDat:
         Shape: seq, time_ns, cpu, pid, comm, then the event's own fields, in order of time.
         Raises: UsageError where the capture describes no such event, or several of that name.
         """
-        full_name = find_event(self._formats, name)
-        frames: list[pl.DataFrame] = []
-        rows = 0
-        for block in self.blocks({full_name: None}):
-            frames.append(block[full_name])
-            rows += frames[-1].height
-            if limit is not None and rows >= limit:
-                break
-        whole = pl.concat(frames) if frames else self._choose(full_name, None).empty()
-        whole = whole if limit is None else whole.head(limit)
-        comms = {pid: comm for pid, comm in self._comms.items() if pid >= 0}
-        comm = pl.col("pid").replace_strict(comms, default=None, return_dtype=pl.String)
-        return whole.insert_column(whole.columns.index("pid") + 1, whole.select(comm.alias("comm"))["comm"])
+        return read_event(self, name, limit)
 
     def counts(self) -> pl.DataFrame:
         """Records per event and CPU; reads the file where that has not been done. Shape: rows of COUNTS."""
@@ -159,8 +147,9 @@ class TraceDat:
 
         Raises: UsageError where an event has no field of a name asked for.
         """
-        choices = [self._choose(name, names) for name, names in wanted.items() if name in self._formats]
-        return self._blocks(choices)
+        choose = selection(wanted, self._path)
+        chosen = [(event, choose(event)) for event in self._formats.values()]
+        return self._blocks([Choice(event, fields) for event, fields in chosen if fields is not None])
 
     def _blocks(self, choices: list[Choice]) -> Iterator[Block]:
         tally = Tally()
@@ -205,22 +194,6 @@ class TraceDat:
         # synchronised
         shift = container.time_shift if buffer.name == "" else None
         return Clock(shift, container.tsc, container.offset_ns)
-
-    def _choose(self, name: str, names: tuple[str, ...] | None) -> Choice:
-        event = self._formats[name]
-        if names is None:
-            chosen = event.fields
-        else:
-            known = {field.name: field for field in event.fields}
-            known |= {column_name(field.name): field for field in event.fields}
-            for each in names:
-                if each not in known:
-                    raise UsageError(
-                        f"{name} has no field {each!r} in {self._path}",
-                        advice=f"its fields are {', '.join(field.name for field in event.fields)}",
-                    )
-            chosen = tuple(known[each] for each in names)
-        return Choice(event, chosen)
 
     def _read_formats(self) -> None:
         for system, text in self._container.format_texts:

@@ -50,11 +50,6 @@ def columns(event: EventFormat, fields: tuple[EventField, ...], payloads: Payloa
     return [_column(field, payloads, last=field is event.fields[-1]) for field in fields]
 
 
-def empty(fields: tuple[EventField, ...]) -> list[pl.Series]:
-    """Give the same columns without rows."""
-    return [pl.Series(column_name(field.name), [], dtype=field.dtype) for field in fields]
-
-
 def _column(field: EventField, payloads: Payloads, *, last: bool) -> pl.Series:
     name = column_name(field.name)
     dynamic = field.c_type.startswith(("__data_loc", "__rel_loc"))
