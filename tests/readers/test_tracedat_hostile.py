@@ -7,6 +7,7 @@ import os
 import random
 import struct
 import tracemalloc
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -21,7 +22,6 @@ from itstrace.readers.tracedat import TraceDat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 MACHINE = Machine()
 EVENT = Event(
@@ -347,7 +347,6 @@ def test_latency_files_are_refused_with_a_word(tmp_path: Path) -> None:
     [
         (b"\xff\xd8\xff\xe0\0\x10JFIF", "JPEG"),
         (b"hello\n", "no capture"),
-        (b"\x28\xb5\x2f\xfd" + bytes(20), "zstd"),
         (b"\0" * 9000, "no capture"),
     ],
 )
@@ -358,13 +357,12 @@ def test_other_files_are_named(tmp_path: Path, content: bytes, word: str) -> Non
 
 
 def test_what_is_no_readable_file(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
     (tmp_path / "empty").touch()
     secret = tmp_path / "secret"
     secret.touch(mode=0o000)
     expected = {
         tmp_path: "folder",
-        tmp_path / "fifo": "pipe",
+        Path("/dev/null"): "device",
         tmp_path / "empty": "empty",
         tmp_path / "none": "no such file",
     }

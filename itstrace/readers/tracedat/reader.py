@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import polars as pl
@@ -12,6 +9,7 @@ import polars as pl
 from itstrace.errors import CaptureError, Damage, UsageError
 from itstrace.readers.base import Block, CaptureInfo, EventFormat, Wanted, read_event, selection
 from itstrace.readers.formats import CommonLayout, parse_format, parse_page_layout
+from itstrace.readers.source import Source, open_source
 from itstrace.readers.tracedat.blocks import BlockDecoder, Choice
 from itstrace.readers.tracedat.bytesource import Decompressor
 from itstrace.readers.tracedat.clock import Clock
@@ -24,6 +22,7 @@ from itstrace.schemas import COUNTS, GAPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from itstrace.readers.tracedat.contents import Buffer
 
@@ -35,22 +34,23 @@ class TraceDat:
     """
 
     @classmethod
-    def open(cls, path: Path | str, *, buffer: str | None = None) -> TraceDat:
+    def open(cls, source: Source | Path | str, *, buffer: str | None = None) -> TraceDat:
         """Open a file; `buffer` reads that instance alone, else the top buffer and all that share its clock.
 
         Raises: CaptureError where nothing of the file can be read; UsageError where it has no such buffer.
         """
-        return cls(Path(path), buffer)
+        return cls(source if isinstance(source, Source) else open_source(source), buffer)
 
-    def __init__(self, path: Path, buffer: str | None = None) -> None:
-        self._path = path
-        self._file = _map(path)
+    def __init__(self, source: Source, buffer: str | None = None) -> None:
+        self._source = source
+        path = self._path = source.path
+        self._file = source.data
         self._container = read_container(path, self._file)
         try:
             self._layout = parse_page_layout(self._container.header_page)
         except ValueError as error:
             raise CaptureError(path, f"the file's description of its pages is damaged: {error}") from error
-        self._damage = list(self._container.damage)
+        self._damage = [*source.damage, *self._container.damage]
         self._events: dict[int, EventFormat] = {}
         self._common = CommonLayout()
         self._read_formats()
@@ -85,9 +85,7 @@ class TraceDat:
 
     def close(self) -> None:
         """Let go of the file."""
-        # Blocks still being read have views of the map: it goes with the last of them.
-        with suppress(BufferError):
-            self._file.close()
+        self._source.close()
 
     def read(self, name: str, limit: int | None = None) -> pl.DataFrame:
         """All records (or the first `limit`) of one event: `system:name`, or a name only one system has.
@@ -253,14 +251,6 @@ class TraceDat:
             trace_id=container.trace_id,
             options=options,
         )
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise CaptureError(path, f"cannot be opened: {error}") from error
 
 
 def _parse_comms(text: str) -> dict[int, str]:
