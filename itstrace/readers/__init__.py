@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from itstrace.errors import UnknownFormatError
 from itstrace.readers.source import open_source
+from itstrace.readers.text import TextCapture
 from itstrace.readers.tracedat import TraceDat
 from itstrace.readers.tracedat.container import MAGIC as TRACE_DAT_MAGIC
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_capture"]
 
-_READABLE = "a trace.dat of trace-cmd"
+_READABLE = "a trace.dat of trace-cmd, or text that ftrace, trace-cmd or perf printed"
 
 
 def open_capture(path: Path | str) -> Capture:
@@ -28,6 +29,9 @@ def open_capture(path: Path | str) -> Capture:
     head = source.head()
     if head.startswith(TRACE_DAT_MAGIC):
         return TraceDat.open(source)
+    text = TextCapture.open(source)
+    if text is not None:
+        return text
     source.close()
     raise UnknownFormatError(source.path, _what_it_is(head), expected=_READABLE, advice=_advice(head))
 

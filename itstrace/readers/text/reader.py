@@ -1,0 +1,271 @@
+"""A tracer's text as a `Capture`: lines to events, block by block, in order of time."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import polars as pl
+
+from itstrace.readers.base import Block, CaptureInfo, EventField, EventFormat, Wanted, read_event, selection
+from itstrace.readers.source import Source, open_source
+from itstrace.readers.text.chunks import CHUNK_BYTES, Chunk, chunks
+from itstrace.readers.text.heads import Heads, Stamp, find_heads
+from itstrace.readers.text.names import Names
+from itstrace.readers.text.order import Piece, in_order
+from itstrace.readers.text.tally import Tally
+from itstrace.readers.text.values import Rows, TextEvent, columns, learn
+from itstrace.schemas import COUNTS, GAPS
+
+if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from itstrace.errors import Damage
+
+#: How far into a file its first event may stand: consoles say much before a kernel dumps its trace.
+_SEARCHED_CHUNKS = 16
+#: What a file says of itself in lines of its own.
+_SAYS = {
+    "cpus": re.compile(r"^cpus=(\d{1,5})$|#P:(\d{1,5})\b", re.MULTILINE),
+    "kernel": re.compile(r"^# os release : (\S+)$", re.MULTILINE),
+    "arch": re.compile(r"^# arch : (\S+)$", re.MULTILINE),
+    "tracer": re.compile(r"^# tracer: (\S+)$", re.MULTILINE),
+    "written": re.compile(r"^# entries-in-buffer/entries-written: (\d+/\d+)", re.MULTILINE),
+}
+_HEAD_BYTES = 1 << 16
+
+
+@dataclass(slots=True)
+class _Choice:
+    """An event that was asked for, and the fields to decode."""
+
+    event: TextEvent
+    fields: tuple[EventField, ...]
+
+
+class TextCapture:
+    """Text that a tracer printed: tracefs `trace` and `trace_pipe`, `trace-cmd report`, `perf script`."""
+
+    @classmethod
+    def open(cls, source: Source | Path | str) -> TextCapture | None:
+        """Open a text; None where it has no event's line."""
+        opened = source if isinstance(source, Source) else open_source(source)
+        stamp = find_stamp(opened.data)
+        return None if stamp is None else cls(opened, stamp)
+
+    def __init__(self, source: Source, stamp: Stamp) -> None:
+        self._source = source
+        self._stamp = stamp
+        self._names = Names()
+        #: by the number of its name, and by its full name: two names may be of one event
+        self._events: dict[int, TextEvent] = {}
+        self._formats: dict[str, EventFormat] = {}
+        self._tally: Tally | None = None
+        self._info = _describe(source, stamp)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.close()
+
+    @property
+    def info(self) -> CaptureInfo:
+        """What the capture says about itself."""
+        return self._info
+
+    @property
+    def formats(self) -> Mapping[str, EventFormat]:
+        """The event types that were met, by full name; asking before a reading makes one."""
+        self._complete()
+        return self._formats
+
+    @property
+    def comms(self) -> Mapping[int, str]:
+        """Task names by pid, as the lines print them."""
+        return self._complete().comms
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._source.close()
+
+    def read(self, name: str, limit: int | None = None) -> pl.DataFrame:
+        """All records (or the first `limit`) of one event. See `Capture.read`."""
+        return read_event(self, name, limit)
+
+    def counts(self) -> pl.DataFrame:
+        """Records per event and CPU. Shape: rows of COUNTS."""
+        tally = self._complete()
+        rows = [(self._full_name(code), cpu, count) for (code, cpu), count in tally.counts.items()]
+        frame = pl.DataFrame(rows, schema=COUNTS, orient="row")
+        return frame.group_by("event", "cpu").agg(pl.col("records").sum()).sort("event", "cpu")
+
+    def span(self) -> tuple[int | None, int | None]:
+        """Times of the first and the last record, in ns; None where there is none."""
+        tally = self._complete()
+        return tally.first_ns, tally.last_ns
+
+    def gaps(self) -> pl.DataFrame:
+        """Stretches in which records were lost. Shape: rows of GAPS."""
+        return pl.DataFrame(self._complete().gap_rows(), schema=GAPS, orient="row").sort("to_ns", "cpu")
+
+    def damage(self) -> list[Damage]:
+        """Where the text is cut short or damaged."""
+        return [*self._source.damage, *self._complete().damage()]
+
+    def blocks(self, wanted: Wanted) -> Iterator[Block]:
+        """Stream the events asked for, in order of time. See `Capture.blocks`."""
+        choose = selection(wanted, self._source.path)
+        tally = Tally()
+        choices: dict[str, _Choice | None] = {}
+        pieces = (self._piece(chunk, choose, choices, tally) for chunk in chunks(self._source.data))
+        for block in in_order(pieces, tally):
+            if block:
+                yield block
+        tally.finish()
+        self._tally = tally
+        self._complete_info(tally)
+
+    # -- one chunk -------------------------------------------------------------------------------------------
+
+    def _piece(self, chunk: Chunk, choose: Wanted, choices: dict[str, _Choice | None], tally: Tally) -> Piece:
+        heads = find_heads(chunk, self._stamp)
+        codes = self._names.codes(chunk, heads.name_start, heads.name_end)
+        tally.note_lines(heads, codes)
+        tally.note_tasks(chunk, heads)
+        tally.note_losses(chunk, heads)
+        order = np.argsort(codes, kind="stable")
+        numbers, begins = np.unique(codes[order], return_index=True)
+        frames: Block = {}
+        for code, which in zip(numbers.tolist(), np.split(order, begins[1:]), strict=True):
+            if code < 0:
+                continue
+            # What follows the name's colon.
+            rows = Rows(chunk, heads.name_end[which] + 1, chunk.ends[heads.line[which]])
+            event = self._event(code, rows)
+            name = event.format.full_name
+            if name not in choices:
+                assert callable(choose)
+                fields = choose(event.format)
+                choices[name] = None if fields is None else _Choice(event, fields)
+            choice = choices[name]
+            if choice is None:
+                continue
+            frame = _frame(heads, which, columns(choice.event, choice.fields, rows))
+            tally.torn += len(rows.torn)
+            earlier = frames.get(name)
+            frames[name] = frame if earlier is None else pl.concat([earlier, frame]).sort("seq")
+        named = codes >= 0
+        if not named.all():  # ranks are among records alone
+            rank = np.cumsum(named) - 1
+            frames = {
+                name: frame.with_columns(seq=pl.Series(rank[frame["seq"].to_numpy()].astype(np.uint64)))
+                for name, frame in frames.items()
+            }
+        return Piece(heads.time_ns[named], frames)
+
+    def _event(self, code: int, rows: Rows) -> TextEvent:
+        event = self._events.get(code)
+        if event is None:
+            event = learn(code, self._names.names[code], rows)
+            known = next(
+                (each for each in self._events.values() if each.format.full_name == event.format.full_name),
+                None,
+            )
+            event = self._events[code] = known or event
+            self._formats[event.format.full_name] = event.format
+        return event
+
+    def _full_name(self, code: int) -> str:
+        event = self._events.get(code)
+        return self._names.names[code] if event is None else event.format.full_name
+
+    def _complete(self) -> Tally:
+        if self._tally is None:
+            for _ in self.blocks({}):
+                pass
+        assert self._tally is not None
+        return self._tally
+
+    def _complete_info(self, tally: Tally) -> None:
+        """What only a whole reading tells."""
+        info = self._info
+        if not info.cpus and tally.counts:
+            info.cpus = 1 + max(cpu for _, cpu in tally.counts)
+        if tally.digits == 6:
+            info.options["times"] = "to the microsecond, as the text prints them"
+        if tally.nameless:
+            info.options["other lines"] = f"{tally.nameless:,} of tracers of functions, which are no events"
+        if any(":" in name for name in self._names.names) and info.format == _FORMAT.format("ftrace"):
+            self._info = replace(info, format=_FORMAT.format("perf script"))
+
+
+def _frame(
+    heads: Heads, which: np.ndarray[tuple[int], np.dtype[np.int64]], decoded: list[pl.Series]
+) -> pl.DataFrame:
+    head = [
+        pl.Series("seq", which.astype(np.uint64)),
+        pl.Series("time_ns", heads.time_ns[which]),
+        pl.Series("cpu", np.maximum(heads.cpu[which], 0).astype(np.uint16)),
+        pl.Series("pid", heads.pid[which].astype(np.int32)),
+    ]
+    return pl.DataFrame([*head, *decoded])
+
+
+_FORMAT = "text of {}"
+
+
+def find_stamp(data: mmap.mmap | bytes) -> Stamp | None:
+    """How the times of a text are printed, by its first lines with an event; None where it has none."""
+    for number, chunk in enumerate(chunks(data)):  # type: ignore[arg-type]
+        if number == _SEARCHED_CHUNKS:
+            break
+        if number == 0 and (chunk.raw[: 2 * _HEAD_BYTES] == 0).mean() > 0.01:
+            return None  # binary
+        for stamp in Stamp:
+            heads = find_heads(chunk, stamp)
+            named = int((heads.name_end > 0).sum())
+            # A number before a colon is easily found: counts must be what most lines have.
+            if named and (stamp is not Stamp.COUNT or named * 2 > len(chunk)):
+                return stamp
+    return None
+
+
+def _describe(source: Source, stamp: Stamp) -> CaptureInfo:
+    head = source.head(_HEAD_BYTES).decode("utf-8", "replace")
+    said = {name: match for name, pattern in _SAYS.items() if (match := pattern.search(head)) is not None}
+    if "tracer" in said:
+        kind = "tracefs trace"
+    elif head.startswith(("cpus=", "version = ")):
+        kind = "trace-cmd report"
+    elif "kernel" in said:
+        kind = "perf script"
+    elif re.search(r"^CPU:\d+ \[LOST", head, re.MULTILINE):
+        kind = "trace_pipe"
+    else:
+        kind = "ftrace"
+    options = {}
+    if "tracer" in said and said["tracer"][1] != "nop":
+        options["tracer"] = said["tracer"][1]
+    if "written" in said:
+        kept, _, written = said["written"][1].partition("/")
+        if kept != written:
+            options["overwritten"] = f"{int(written) - int(kept):,} older records; the text begins after them"
+    cpus = said.get("cpus")
+    return CaptureInfo(
+        path=source.path,
+        format=" ".join([_FORMAT.format(kind), *(f"({each})" for each in reversed(source.packing))]),
+        size_bytes=source.size_bytes,
+        kernel=said["kernel"][1] if "kernel" in said else None,
+        arch=said["arch"][1] if "arch" in said else None,
+        clock={Stamp.COUNT: "counts, of no known unit", Stamp.MICROS: "since the buffer's start"}.get(stamp),
+        cpus=int(next(filter(None, cpus.groups()))) if cpus is not None else 0,
+        options=options,
+    )
+
+
+__all__ = ["CHUNK_BYTES", "TextCapture", "find_stamp"]

@@ -1,0 +1,153 @@
+"""What one reading of a text finds besides its records: counts, tasks, losses, damage."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from itstrace.errors import Damage
+
+if TYPE_CHECKING:
+    from itstrace.readers.text.chunks import Chunk
+    from itstrace.readers.text.heads import Heads
+    from itstrace.readers.text.numbers import Places
+
+#: `CPU:1 [LOST 352 EVENTS]` of trace_pipe, `CPU:1 [352 EVENTS DROPPED]` of trace-cmd, either without a number.
+#: Source: kernel/trace/trace.c:trace_print_lat_fmt, print_trace_line (v6.12); trace-cmd trace-read.c:show_data
+_LOST = re.compile(rb"CPU:\s{0,4}(\d{1,5}) \[(?:LOST )?(?:(\d{1,18}) )?EVENTS(?: DROPPED)?\]")
+#: perf script --show-lost-events. Source: tools/perf/util/event.c:perf_event__fprintf_lost
+_PERF_LOST = re.compile(rb": PERF_RECORD_LOST(?:_SAMPLES)?[^\n]{0,80}? lost (\d{1,18})")
+_MAX_GAPS = 1 << 20
+_COMM_BYTES, _SHORT_COMM_BYTES, _LOOK_BACK_BYTES = 16, 8, 40
+#: A file of a machine with more tasks than this is not one.
+_MAX_TASKS = 1 << 22
+
+
+@dataclass(slots=True)
+class Tally:
+    """Grows with every chunk; complete once the last was read."""
+
+    #: records by (number of the event's name, CPU)
+    counts: dict[tuple[int, int], int] = field(default_factory=dict)
+    gaps: list[tuple[int, int | None, int | None, int | None]] = field(default_factory=list)
+    comms: dict[int, str] = field(default_factory=dict)
+    records: int = 0
+    #: Lines with a head but no event's name: those of the function tracer.
+    nameless: int = 0
+    torn: int = 0
+    disorder: int = 0
+    no_cpu: int = 0
+    no_pid: int = 0
+    more_names: int = 0
+    digits: int = 0
+    first_ns: int | None = None
+    last_ns: int | None = None
+    _last_of_cpu: dict[int, int] = field(default_factory=dict)
+    #: Losses whose end is not seen yet: (from, how many).
+    _open: dict[int, tuple[int | None, int | None]] = field(default_factory=dict)
+
+    def note_lines(self, heads: Heads, codes: Places) -> None:
+        """Count the records of a chunk."""
+        named = codes >= 0
+        cpus = np.maximum(heads.cpu[named], 0)
+        pairs, counts = np.unique(codes[named] << 16 | cpus, return_counts=True)
+        for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+            key = (pair >> 16, pair & 0xFFFF)
+            self.counts[key] = self.counts.get(key, 0) + count
+        self.records += int(named.sum())
+        self.nameless += int((heads.name_end == 0).sum())
+        self.more_names += int(((heads.name_end > 0) & ~named).sum())
+        self.no_cpu += int((heads.cpu < 0).sum())
+        self.no_pid += int((heads.pid < 0).sum())
+        self.digits = max(self.digits, heads.digits)
+        if len(heads):
+            first, last = int(heads.time_ns.min()), int(heads.time_ns.max())
+            self.first_ns = first if self.first_ns is None else min(first, self.first_ns)
+            self.last_ns = last if self.last_ns is None else max(last, self.last_ns)
+
+    def note_tasks(self, chunk: Chunk, heads: Heads) -> None:
+        """Keep the names of tasks that were not met before."""
+        pids, first = np.unique(heads.pid, return_index=True)
+        for pid, at in zip(pids.tolist(), first.tolist(), strict=True):
+            if pid < 0 or pid in self.comms or len(self.comms) >= _MAX_TASKS:
+                continue
+            end = int(heads.comm_end[at])
+            begin = max(end - _LOOK_BACK_BYTES, int(chunk.starts[heads.line[at]]))
+            text = chunk.text(begin, end).rstrip()
+            comm = text[-(_SHORT_COMM_BYTES if heads.short[at] else _COMM_BYTES) :].strip()
+            if comm and comm != "<...>":
+                self.comms[pid] = comm
+
+    def note_losses(self, chunk: Chunk, heads: Heads) -> None:
+        """Keep where records are missing: from the CPU's record before the line that says so to the one after."""
+        marks: list[tuple[int, int, int | None]] = []  # line, CPU, how many
+        raw = chunk.raw.data
+        for match in _LOST.finditer(raw):
+            line = int(np.searchsorted(chunk.ends, match.start()))
+            at = int(np.searchsorted(heads.line, line))
+            if at == len(heads) or heads.line[at] != line:  # what a task's name or note says is no loss
+                marks.append((line, int(match[1]), None if match[2] is None else int(match[2])))
+        for match in _PERF_LOST.finditer(raw):
+            line = int(np.searchsorted(chunk.ends, match.start()))
+            at = int(np.searchsorted(heads.line, line))
+            if at < len(heads) and heads.line[at] == line and heads.name_end[at] == 0:
+                marks.append((line, max(int(heads.cpu[at]), 0), int(match[1])))
+        for line, cpu, lost in sorted(marks):
+            self._note_loss(heads, line, cpu, lost)
+        for cpu in list(self._open):
+            self._close(heads, -1, cpu)
+        if len(heads):
+            by_cpu = np.maximum(heads.cpu, 0)
+            for cpu in np.unique(by_cpu).tolist():
+                self._last_of_cpu[cpu] = int(heads.time_ns[np.flatnonzero(by_cpu == cpu)[-1]])
+
+    def _note_loss(self, heads: Heads, line: int, cpu: int, lost: int | None) -> None:
+        """A loss on one CPU before one line; one that is still open there ends at the record before it."""
+        self._close(heads, -1, cpu, line)
+        before = np.flatnonzero((heads.cpu == cpu) & (heads.line < line))
+        from_ns = int(heads.time_ns[before[-1]]) if len(before) else self._last_of_cpu.get(cpu)
+        if cpu in self._open:
+            earlier, more = self._open[cpu]
+            from_ns, lost = earlier, None if lost is None or more is None else lost + more
+        self._open[cpu] = (from_ns, lost)
+        self._close(heads, line, cpu)
+
+    def _close(self, heads: Heads, after: int, cpu: int, until: int | None = None) -> None:
+        if cpu not in self._open:
+            return
+        mine = (heads.cpu == cpu) & (heads.line > after)
+        if until is not None:
+            mine &= heads.line < until
+        following = np.flatnonzero(mine)
+        if len(following):
+            from_ns, lost = self._open.pop(cpu)
+            if len(self.gaps) < _MAX_GAPS:
+                self.gaps.append((cpu, from_ns, int(heads.time_ns[following[0]]), lost))
+
+    def finish(self) -> None:
+        """Close what is still open, at the capture's bounds."""
+        for cpu, (from_ns, lost) in self._open.items():
+            self.gaps.append((cpu, from_ns, None, lost))
+        self._open = {}
+
+    def gap_rows(self) -> list[tuple[int, int | None, int | None, int | None]]:
+        """The gaps, bounded by the whole capture's first and last record where the CPU has none."""
+        return [
+            (cpu, self.first_ns if begin is None else begin, self.last_ns if end is None else end, lost)
+            for cpu, begin, end, lost in self.gaps
+        ]
+
+    def damage(self) -> list[Damage]:
+        """What of the text could not be used, or not trusted."""
+        said = {
+            "lines are cut short: the value before the cut, and all behind it, are unknown": self.torn,
+            "lines are older than what was printed long before them, and are taken to be of that time: are these several "
+            "captures in one file? Give them one by one": self.disorder,
+            "lines tell no CPU (perf script -F +cpu prints it)": self.no_cpu,
+            "lines tell no task: records that belong together may not be found": self.no_pid,
+            "lines have names beyond the 4,096 that a text may have": self.more_names,
+        }
+        return [Damage(None, None, f"{count:,} {what}") for what, count in said.items() if count]
