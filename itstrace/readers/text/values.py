@@ -260,7 +260,7 @@ def _pair_columns(event: TextEvent, fields: Sequence[EventField], rows: Rows) ->
             k = places[each.name]
             start = signs[lows[which] + k] + 1
             end = rows.end[which] if k + 1 == len(names) else signs[lows[which] + k + 1] - len(names[k + 1])
-            column = _column(each, chunk, start, _trimmed(chunk, start, end))
+            column = _column(each, chunk, *_trimmed(chunk, start, end))
         else:
             texts = Rows(chunk, rows.start[which], rows.end[which]).texts()
             column = pl.Series([_probed(each.name, text) for text in texts], dtype=pl.String)
@@ -287,14 +287,14 @@ def _is_named(chunk: Chunk, signs: Places, name: str) -> Flags:
     return inside
 
 
-def _trimmed(chunk: Chunk, start: Places, end: Places) -> Places:
-    """Ends without the blanks before them."""
-    end = end.copy()
-    while True:
-        blank = (chunk.raw[end - 1] == _SPACE) & (end > start)
-        if not blank.any():
-            return end
+def _trimmed(chunk: Chunk, start: Places, end: Places) -> tuple[Places, Places]:
+    """Values without the blanks around them (raw fields keep the width of their print format)."""
+    start, end = start.copy(), end.copy()
+    while (blank := (chunk.raw[end - 1] == _SPACE) & (end > start)).any():
         end -= blank
+    while (blank := (chunk.raw[start] == _SPACE) & (start < end)).any():
+        start += blank
+    return start, end
 
 
 def _column(each: EventField, chunk: Chunk, start: Places, end: Places) -> pl.Series:
