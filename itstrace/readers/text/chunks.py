@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 #: Enough lines that numpy's fixed cost per call is small, few enough bytes for the cache.
 CHUNK_BYTES = 4 << 20
-#: No line of a tracer is longer (TRACE_SEQ is 8 KiB; backtraces stand on lines of their own).
-MAX_LINE_BYTES = 1 << 16
-
 _NEWLINE, _RETURN, _EQUALS = ord("\n"), ord("\r"), ord("=")
 
 
@@ -46,49 +43,44 @@ class Chunk:
         """Where the equals signs stand: values begin behind them."""
         return np.flatnonzero(self.raw == _EQUALS)
 
+    def line(self, number: int) -> bytes:
+        """One line of the chunk."""
+        return self.raw[self.starts[number] : self.ends[number]].tobytes()
+
     def text(self, start: int, end: int) -> str:
         """A stretch of it as a string; what is no UTF-8 is replaced."""
         return self.raw[start:end].tobytes().decode("utf-8", "replace")
 
-    def file_offset(self, place: int) -> int:
-        """Where in the file a place of `raw` lies."""
-        return self.offset_bytes + place - GUARD_BYTES
 
-
-def chunks(data: mmap.mmap, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """Cut a file into chunks; lines longer than any tracer's are passed over."""
-    position, line, skipping = 0, 0, False
+def chunks(data: mmap.mmap | bytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
+    """Cut a file into chunks; lines longer than a chunk are passed over."""
+    position, line = 0, 0
     while position < len(data):
-        block = data[position : position + chunk_bytes]
-        last = position + len(block) == len(data)
-        end = len(block) if last else block.rfind(b"\n") + 1
-        if not end:
-            # No line end in the whole chunk: the line goes on, and so does looking for its end.
-            position += len(block)
-            skipping = True
-            continue
-        begin = 0
-        if skipping:
-            begin = (block.find(b"\n") + 1) or end
-            skipping = False
+        stop = min(position + chunk_bytes, len(data))
+        end = stop if stop == len(data) else data.rfind(b"\n", position, stop) + 1
+        if end <= position:
+            # No line end in the whole chunk: nothing that a tracer wrote. It goes on after the next one.
+            found = data.find(b"\n", stop)
+            position = len(data) if found < 0 else found + 1
             line += 1
-        if end > begin:
-            chunk = _chunk(block[begin:end], position + begin, line)
-            line += len(chunk)
-            yield chunk
-        position += end
+            continue
+        chunk = _chunk(data, position, end, line)
+        line += len(chunk)
+        yield chunk
+        position = end
 
 
-def _chunk(block: bytes, offset_bytes: int, first_line: int) -> Chunk:
-    size = len(block)
-    raw = np.full(size + 2 * GUARD_BYTES, ord(" "), np.uint8)
-    raw[GUARD_BYTES : GUARD_BYTES + size] = np.frombuffer(block, np.uint8)
+def _chunk(data: mmap.mmap | bytes, begin: int, end: int, first_line: int) -> Chunk:
+    size = end - begin
+    raw = np.empty(size + 2 * GUARD_BYTES, np.uint8)
+    raw[:GUARD_BYTES] = raw[GUARD_BYTES + size :] = ord(" ")
+    raw[GUARD_BYTES : GUARD_BYTES + size] = np.frombuffer(data, np.uint8, size, begin)
     line_ends = np.flatnonzero(raw == _NEWLINE)
-    cut = block[-1] != _NEWLINE
+    cut = raw[GUARD_BYTES + size - 1] != _NEWLINE
     if cut:
         line_ends = np.append(line_ends, GUARD_BYTES + size)
     starts = np.empty_like(line_ends)
     starts[0] = GUARD_BYTES
     starts[1:] = line_ends[:-1] + 1
     ends = line_ends - (raw[line_ends - 1] == _RETURN)
-    return Chunk(raw, words_of(raw), starts, np.maximum(ends, starts), offset_bytes, first_line, cut)
+    return Chunk(raw, words_of(raw), starts, np.maximum(ends, starts), begin, first_line, bool(cut))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -156,7 +156,7 @@ class TextCapture:
             if choice is None:
                 continue
             frame = _frame(heads, which, columns(choice.event, choice.fields, rows))
-            tally.torn += len(rows.torn)
+            tally.note_torn(chunk, [int(heads.line[which[place]]) for place in rows.torn])
             earlier = frames.get(name)
             frames[name] = frame if earlier is None else pl.concat([earlier, frame]).sort("seq")
         named = codes >= 0
@@ -200,8 +200,10 @@ class TextCapture:
             info.options["times"] = "to the microsecond, as the text prints them"
         if tally.nameless:
             info.options["other lines"] = f"{tally.nameless:,} of tracers of functions, which are no events"
-        if any(":" in name for name in self._names.names) and info.format == _FORMAT.format("ftrace"):
-            self._info = replace(info, format=_FORMAT.format("perf script"))
+        plain = _FORMAT.format("ftrace")
+        if info.format.startswith(plain) and any(":" in name for name in self._names.names):
+            # Only perf prints an event's group before its name.
+            info.format = info.format.replace(plain, _FORMAT.format("perf script"), 1)
 
 
 def _frame(
@@ -221,7 +223,7 @@ _FORMAT = "text of {}"
 
 def find_stamp(data: mmap.mmap | bytes) -> Stamp | None:
     """How the times of a text are printed, by its first lines with an event; None where it has none."""
-    for number, chunk in enumerate(chunks(data)):  # type: ignore[arg-type]
+    for number, chunk in enumerate(chunks(data)):
         if number == _SEARCHED_CHUNKS:
             break
         if number == 0 and (chunk.raw[: 2 * _HEAD_BYTES] == 0).mean() > 0.01:

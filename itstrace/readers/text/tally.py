@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from itstrace.errors import Damage
+from itstrace.readers.text.numbers import GUARD_BYTES
 
 if TYPE_CHECKING:
     from itstrace.readers.text.chunks import Chunk
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 #: Source: kernel/trace/trace.c:trace_print_lat_fmt, print_trace_line (v6.12); trace-cmd trace-read.c:show_data
 _LOST = re.compile(rb"CPU:\s{0,4}(\d{1,5}) \[(?:LOST )?(?:(\d{1,18}) )?EVENTS(?: DROPPED)?\]")
 #: perf script --show-lost-events. Source: tools/perf/util/event.c:perf_event__fprintf_lost
-_PERF_LOST = re.compile(rb": PERF_RECORD_LOST(?:_SAMPLES)?[^\n]{0,80}? lost (\d{1,18})")
+_PERF_LOST = re.compile(rb": PERF_RECORD_LOST(?:_SAMPLES)?.{0,80}? lost (\d{1,18})")
 _MAX_GAPS = 1 << 20
 _COMM_BYTES, _SHORT_COMM_BYTES, _LOOK_BACK_BYTES = 16, 8, 40
 #: A file of a machine with more tasks than this is not one.
@@ -38,6 +39,8 @@ class Tally:
     #: Lines with a head but no event's name: those of the function tracer.
     nameless: int = 0
     torn: int = 0
+    #: Where the first line that is cut short begins: its number, and its place in the file.
+    torn_at: tuple[int, int] | None = None
     disorder: int = 0
     no_cpu: int = 0
     no_pid: int = 0
@@ -81,20 +84,30 @@ class Tally:
             if comm and comm != "<...>":
                 self.comms[pid] = comm
 
+    def note_torn(self, chunk: Chunk, lines: list[int]) -> None:
+        """Count lines of a chunk that end before all of their fields."""
+        self.torn += len(lines)
+        if lines and self.torn_at is None:
+            first = min(lines)
+            self.torn_at = (
+                chunk.first_line + first + 1,
+                chunk.offset_bytes + int(chunk.starts[first]) - GUARD_BYTES,
+            )
+
     def note_losses(self, chunk: Chunk, heads: Heads) -> None:
         """Keep where records are missing: from the CPU's record before the line that says so to the one after."""
         marks: list[tuple[int, int, int | None]] = []  # line, CPU, how many
-        raw = chunk.raw.data
-        for match in _LOST.finditer(raw):
-            line = int(np.searchsorted(chunk.ends, match.start()))
-            at = int(np.searchsorted(heads.line, line))
-            if at == len(heads) or heads.line[at] != line:  # what a task's name or note says is no loss
+        # Only lines without a head of their own: what a task's name or a note says is no loss.
+        headless = np.ones(len(chunk), np.bool_)
+        headless[heads.line] = False
+        for line in np.flatnonzero(headless).tolist():
+            match = _LOST.search(chunk.line(line))
+            if match is not None:
                 marks.append((line, int(match[1]), None if match[2] is None else int(match[2])))
-        for match in _PERF_LOST.finditer(raw):
-            line = int(np.searchsorted(chunk.ends, match.start()))
-            at = int(np.searchsorted(heads.line, line))
-            if at < len(heads) and heads.line[at] == line and heads.name_end[at] == 0:
-                marks.append((line, max(int(heads.cpu[at]), 0), int(match[1])))
+        for at in np.flatnonzero(heads.name_end == 0).tolist():
+            match = _PERF_LOST.search(chunk.line(int(heads.line[at])))
+            if match is not None:
+                marks.append((int(heads.line[at]), max(int(heads.cpu[at]), 0), int(match[1])))
         for line, cpu, lost in sorted(marks):
             self._note_loss(heads, line, cpu, lost)
         for cpu in list(self._open):
@@ -143,11 +156,17 @@ class Tally:
     def damage(self) -> list[Damage]:
         """What of the text could not be used, or not trusted."""
         said = {
-            "lines are cut short: the value before the cut, and all behind it, are unknown": self.torn,
             "lines are older than what was printed long before them, and are taken to be of that time: are these several "
             "captures in one file? Give them one by one": self.disorder,
             "lines tell no CPU (perf script -F +cpu prints it)": self.no_cpu,
             "lines tell no task: records that belong together may not be found": self.no_pid,
             "lines have names beyond the 4,096 that a text may have": self.more_names,
         }
-        return [Damage(None, None, f"{count:,} {what}") for what, count in said.items() if count]
+        found = [Damage(None, None, f"{count:,} {what}") for what, count in said.items() if count]
+        if self.torn_at is not None:
+            line, offset = self.torn_at
+            what = f"{self.torn:,} lines are cut short, the first is line {line:,}"
+            found.append(
+                Damage(offset, None, f"{what}: the value at the cut, and all behind it, are unknown")
+            )
+        return found

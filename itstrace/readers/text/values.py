@@ -146,8 +146,9 @@ def _field(name: str, values: Sequence[str]) -> EventField:
 def pairs(text: str) -> Iterator[tuple[str, str]]:
     """The `name=value` pairs of a line; a value reaches to the next name."""
     found = list(_PAIR.finditer(text))
-    for match, after in zip(found, [*found[1:], None], strict=True):
-        yield match[1], text[match.end() : None if after is None else after.start()].strip()
+    ends = [match.start() for match in found[1:]] + [len(text)]
+    for match, end in zip(found, ends, strict=False):
+        yield match[1], text[match.end() : end].strip()
 
 
 def columns(event: TextEvent, fields: Sequence[EventField], rows: Rows) -> list[pl.Series]:
