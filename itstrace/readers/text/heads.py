@@ -33,8 +33,9 @@ _ZERO = ord("0")
 _LOW_7, _HIGH = np.uint64(0x7F7F7F7F7F7F7F7F), np.uint64(0x8080808080808080)
 _DIGITS = np.uint64(0x3030303030303030)
 _ABOVE_9 = np.uint64(0x7676767676767676)
-#: Nothing in a head is wider: task names, names of events, the gaps between columns.
-_REACH_WORDS = 10
+#: Nothing in a head is wider: task names, the gaps between columns, and an event's group and name, 64 bytes each.
+#: Source: include/linux/trace_events.h:MAX_EVENT_NAME_LEN (v6.12)
+_REACH_WORDS = 17
 #: The marks behind a latency format's microseconds. Source: kernel/trace/trace_output.c:trace_print_lat_context
 _MARKS = np.zeros(256, np.bool_)
 _MARKS[list(b" !#*+@$")] = True
@@ -144,8 +145,9 @@ def find_heads(chunk: Chunk, stamp: Stamp) -> Heads:
     following = np.minimum(which + 1, len(colons) - 1)
     name_end = colons[following] if len(colons) else following
     named = (following > which) & (name_end < chunk.ends[line]) if len(colons) else np.zeros(0, np.bool_)
-    name_start = np.maximum(back.to(_SPACE, name_end), colons[which]) + 1
-    named &= name_start < name_end
+    blank = back.to(_SPACE, name_end)
+    name_start = np.maximum(blank, colons[which]) + 1
+    named &= (name_start < name_end) & (blank >= colons[which])
     return Heads(
         line,
         time_ns,
@@ -263,7 +265,9 @@ def _context(chunk: Chunk, back: _Back, stamp_start: Places, line_start: Places)
     if both.any():
         comm_end[both] = back.over_digits(comm_end[both])
         mark = raw[np.maximum(comm_end, 0)]
-    known = fine & (pid_end - comm_end <= 11) & (~inside | (mark == _DASH) | (mark == _SPACE))
+    known = (
+        fine & (pid < 1 << 31) & (pid_end - comm_end <= 11) & (~inside | (mark == _DASH) | (mark == _SPACE))
+    )
     # perf script -F cpu,time,...: a CPU and nothing else before it is a head too.
     bare = has_cpu & (pid_end <= line_start)
     good &= known | bare

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _LOST = re.compile(rb"CPU:\s{0,4}(\d{1,5}) \[(?:LOST )?(?:(\d{1,18}) )?EVENTS(?: DROPPED)?\]")
 #: perf script --show-lost-events. Source: tools/perf/util/event.c:perf_event__fprintf_lost
 _PERF_LOST = re.compile(rb": PERF_RECORD_LOST(?:_SAMPLES)?.{0,80}? lost (\d{1,18})")
+#: An event amid the calls of the function_graph tracer: a comment, without task and time.
+#: Source: kernel/trace/trace_functions_graph.c:print_graph_comment (v6.12)
+_COMMENT = re.compile(rb"\|\s*/\* \w+: ")
 _MAX_GAPS = 1 << 20
 _COMM_BYTES, _SHORT_COMM_BYTES, _LOOK_BACK_BYTES = 16, 8, 40
 #: A file of a machine with more tasks than this is not one.
@@ -42,6 +45,7 @@ class Tally:
     #: Where the first line that is cut short begins: its number, and its place in the file.
     torn_at: tuple[int, int] | None = None
     disorder: int = 0
+    in_comments: int = 0
     no_cpu: int = 0
     no_pid: int = 0
     more_names: int = 0
@@ -101,7 +105,9 @@ class Tally:
         headless = np.ones(len(chunk), np.bool_)
         headless[heads.line] = False
         for line in np.flatnonzero(headless).tolist():
-            match = _LOST.search(chunk.line(line))
+            text = chunk.line(line)
+            self.in_comments += _COMMENT.search(text) is not None
+            match = _LOST.search(text)
             if match is not None:
                 marks.append((line, int(match[1]), None if match[2] is None else int(match[2])))
         for at in np.flatnonzero(heads.name_end == 0).tolist():
@@ -158,6 +164,8 @@ class Tally:
         said = {
             "lines are older than what was printed long before them, and are taken to be of that time: are these several "
             "captures in one file? Give them one by one": self.disorder,
+            "events stand in comments of the function_graph tracer, which print neither task nor time, and are left "
+            "out: record with current_tracer nop": self.in_comments,
             "lines tell no CPU (perf script -F +cpu prints it)": self.no_cpu,
             "lines tell no task: records that belong together may not be found": self.no_pid,
             "lines have names beyond the 4,096 that a text may have": self.more_names,

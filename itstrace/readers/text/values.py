@@ -31,6 +31,8 @@ _LIST = re.compile(r"\{(.*)\}")
 #: Source: kernel/trace/trace_kprobe.c:print_kprobe_event, print_kretprobe_event (v6.12)
 _PROBED = re.compile(r"\(([\w.+/]+)(?: <- ([\w.+/]+))?\)\s*")
 _MAX_FIELDS = 64
+#: Source: include/linux/trace_seq.h:TRACE_SEQ_BUFFER_SIZE (v6.12)
+_MAX_TEXT_BYTES = 8192
 _SAMPLE_LINES = 40
 _SPACE = ord(" ")
 
@@ -65,9 +67,9 @@ class Rows:
     torn: set[int] = field(default_factory=set)
 
     def texts(self) -> list[str]:
-        """What stands behind the event's name, line by line."""
-        chunk = self.chunk
-        return [chunk.text(a, b).strip() for a, b in zip(self.start.tolist(), self.end.tolist(), strict=True)]
+        """What stands behind the event's name, line by line; of a line longer than any tracer's, its beginning."""
+        chunk, ends = self.chunk, np.minimum(self.end, self.start + _MAX_TEXT_BYTES)
+        return [chunk.text(a, b).strip() for a, b in zip(self.start.tolist(), ends.tolist(), strict=True)]
 
     def head(self, count: int) -> list[str]:
         """The same of the first lines."""
