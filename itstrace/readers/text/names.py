@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from itstrace.readers.text.numbers import Places, Words, keep_last
+from itstrace.readers.text.numbers import Flags, Places, Words, keep_last
 
 if TYPE_CHECKING:
     from itstrace.readers.text.chunks import Chunk
@@ -27,7 +27,9 @@ class Names:
         self.names: list[str] = []
         self._codes: dict[str, int] = {}
         self._slots = np.full(1 << _SLOT_BITS, _NONE, np.int32)
-        self._known = np.zeros((0, _MAX_WORDS), np.uint64)
+        #: Known names as columns of words, and their lengths.
+        self._known = np.zeros((_MAX_WORDS, 0), np.uint64)
+        self._lengths = np.zeros(0, np.int64)
         self._limit = limit
 
     def codes(self, chunk: Chunk, start: Places, end: Places) -> Places:
@@ -41,38 +43,39 @@ class Names:
         slots = (words * _FACTORS[np.arange(words.shape[1]) % len(_FACTORS)]).sum(axis=1, dtype=np.uint64)
         slots = (slots ^ (slots >> np.uint64(29))) * _FACTORS[0] >> np.uint64(64 - _SLOT_BITS)
         found = self._slots[slots].astype(np.int64)
-        unknown = np.flatnonzero(~self._same(words, found))
+        unknown = np.flatnonzero(~self._same(words, length[which], found))
         if len(unknown):
             # New names, and those that share their slot with another: each is looked up once.
             rows, first, inverse = np.unique(words[unknown], axis=0, return_index=True, return_inverse=True)
             codes = np.empty(len(rows), np.int64)
             for i, at in enumerate(unknown[first].tolist()):
                 text = chunk.text(int(start[which[at]]), int(end[which[at]]))
-                codes[i] = self._code(text, words[at])
+                codes[i] = self._code(text, int(length[which[at]]), words[at])
                 if codes[i] >= 0 and self._slots[slots[at]] == _NONE:
                     self._slots[slots[at]] = codes[i]
             found[unknown] = codes[inverse.reshape(-1)]
         out[which] = found
         return out
 
-    def _same(self, words: Words, codes: Places) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        if not len(self._known):
+    def _same(self, words: Words, lengths: Places, codes: Places) -> Flags:
+        """Whether each name is the known one of that number."""
+        if not len(self._lengths):
             return np.zeros(len(words), np.bool_)
-        width = words.shape[1]
-        known = self._known[np.maximum(codes, 0)]
-        same = (codes >= 0) & ~known[:, width:].any(axis=1)
-        for k in range(width):
-            same &= known[:, k] == words[:, k]
+        at = np.maximum(codes, 0)
+        same: Flags = (codes >= 0) & (self._lengths[at] == lengths)
+        for k in range(words.shape[1]):
+            same &= self._known[k][at] == words[:, k]
         return same
 
-    def _code(self, text: str, words: Words) -> int:
+    def _code(self, text: str, length: int, words: Words) -> int:
         code = self._codes.get(text, _NONE)
         if code == _NONE and len(self.names) < self._limit:
             code = self._codes[text] = len(self.names)
             self.names.append(text)
-            row = np.zeros((1, _MAX_WORDS), np.uint64)
-            row[0, : len(words)] = words
-            self._known = np.concatenate([self._known, row])
+            column = np.zeros((_MAX_WORDS, 1), np.uint64)
+            column[: len(words), 0] = words
+            self._known = np.concatenate([self._known, column], axis=1)
+            self._lengths = np.append(self._lengths, length)
         return code
 
 

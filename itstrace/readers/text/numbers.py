@@ -30,14 +30,16 @@ def words_of(raw: Bytes) -> Words:
     return np.ndarray((len(raw) - 7,), np.dtype("<u8"), raw, 0, (1,))
 
 
+#: Masks of the last 0 to 8 characters of a word.
+_LAST = np.array([0, *(((1 << 8 * count) - 1) << (64 - 8 * count) for count in range(1, 9))], np.uint64)
+
+
 def keep_last(words: Words, count: Places, filler: np.uint64) -> Words:
-    """The last `count` (0 to 8) characters of each word; those before them become `filler`'s."""
-    shift = ((8 - np.clip(count, 0, 8)) << 3).astype(np.uint64)
-    # A shift by 64 is none at all in C: the word without any character is made in two steps.
-    half = shift >> np.uint64(1)
-    rest = shift - half
-    mask = (np.uint64(0xFFFFFFFFFFFFFFFF) << half) << rest
-    kept: Words = (words & mask) | (filler & ~mask)
+    """The last `count` characters of each word (all of them from 8 on); those before them become `filler`'s."""
+    mask = _LAST[np.minimum(np.maximum(count, 0), 8)]
+    kept: Words = words & mask
+    if filler:
+        kept |= filler & ~mask
     return kept
 
 

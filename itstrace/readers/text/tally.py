@@ -25,6 +25,8 @@ _PERF_LOST = re.compile(rb": PERF_RECORD_LOST(?:_SAMPLES)?.{0,80}? lost (\d{1,18
 #: Source: kernel/trace/trace_functions_graph.c:print_graph_comment (v6.12)
 _COMMENT = re.compile(rb"\|\s*/\* \w+: ")
 _MAX_GAPS = 1 << 20
+#: More pairs of event and CPU than any machine has: counting them in a table would cost more than sorting.
+_MANY_KEYS = 1 << 17
 _COMM_BYTES, _SHORT_COMM_BYTES, _LOOK_BACK_BYTES = 16, 8, 40
 #: A file of a machine with more tasks than this is not one.
 _MAX_TASKS = 1 << 22
@@ -60,9 +62,16 @@ class Tally:
         """Count the records of a chunk."""
         named = codes >= 0
         cpus = np.maximum(heads.cpu[named], 0)
-        pairs, counts = np.unique(codes[named] << 16 | cpus, return_counts=True)
-        for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
-            key = (pair >> 16, pair & 0xFFFF)
+        width = int(cpus.max(initial=0)) + 1
+        keys = codes[named] * width + cpus
+        if keys.max(initial=0) < _MANY_KEYS:
+            counts = np.bincount(keys)
+            found = np.flatnonzero(counts)
+            counts = counts[found]
+        else:
+            found, counts = np.unique(keys, return_counts=True)
+        for each, count in zip(found.tolist(), counts.tolist(), strict=True):
+            key = divmod(each, width)
             self.counts[key] = self.counts.get(key, 0) + count
         self.records += int(named.sum())
         self.nameless += int((heads.name_end == 0).sum())
@@ -77,8 +86,10 @@ class Tally:
 
     def note_tasks(self, chunk: Chunk, heads: Heads) -> None:
         """Keep the names of tasks that were not met before."""
-        pids, first = np.unique(heads.pid, return_index=True)
-        for pid, at in zip(pids.tolist(), first.tolist(), strict=True):
+        # A task prints many lines in a row: only where it changes can there be a new one.
+        changes = np.flatnonzero(np.diff(heads.pid, prepend=-2))
+        pids, first = np.unique(heads.pid[changes], return_index=True)
+        for pid, at in zip(pids.tolist(), changes[first].tolist(), strict=True):
             if pid < 0 or pid in self.comms or len(self.comms) >= _MAX_TASKS:
                 continue
             end = int(heads.comm_end[at])
