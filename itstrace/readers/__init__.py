@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from itstrace.errors import UnknownFormatError
+from itstrace.readers.qemulog import QemuLog, first_event
 from itstrace.readers.source import open_source
 from itstrace.readers.tracedat import TraceDat
 from itstrace.readers.tracedat.container import MAGIC as TRACE_DAT_MAGIC
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_capture"]
 
-_READABLE = "a trace.dat of trace-cmd"
+_READABLE = "a trace.dat of trace-cmd or a log of QEMU's ITS"
 
 
 def open_capture(path: Path | str) -> Capture:
@@ -28,6 +29,8 @@ def open_capture(path: Path | str) -> Capture:
     head = source.head()
     if head.startswith(TRACE_DAT_MAGIC):
         return TraceDat.open(source)
+    if first_event(source.data) is not None:
+        return QemuLog.open(source)
     source.close()
     raise UnknownFormatError(source.path, _what_it_is(head), expected=_READABLE, advice=_advice(head))
 
