@@ -21,13 +21,14 @@ from itstrace import schemas
 from itstrace.gic.commands import COMMAND_SIZE_BYTES, Command, Opcode, build
 from itstrace.gic.faults import Fault
 from itstrace.gic.registers import GITS_CBASER, GITS_CTLR, decode_gits_cbaser, decode_gits_ctlr
-from itstrace.observe.collect import Raw
 from itstrace.observe.identity import Identity
 from itstrace.observe.joins import after, before
 from itstrace.readers import qemulog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from itstrace.observe.collect import Raw
 
 _ITS = pl.lit(0, pl.UInt16)
 _COMMANDS = {
@@ -36,7 +37,14 @@ _COMMANDS = {
     if event.startswith("cmd_") and event != "cmd_unknown"
 }
 #: Records between which QEMU's ITS is busy with one thing.
-_STEPS = ("qemu_process_command", *_COMMANDS, "qemu_cmd_unknown", "qemu_read", "qemu_write", "qemu_translation_write")
+_STEPS = (
+    "qemu_process_command",
+    *_COMMANDS,
+    "qemu_cmd_unknown",
+    "qemu_read",
+    "qemu_write",
+    "qemu_translation_write",
+)
 #: KVM's word for an MSI that a disabled ITS drops. Kernel: vgic-its.c:vgic_its_trigger_msi.
 _EBUSY = 16
 #: ITE.INTTYPE of a physical LPI. Source: hw/intc/gicv3_internal.h:ITE_INTTYPE_PHYSICAL
@@ -70,7 +78,9 @@ def by_life(raw: Raw) -> Raw:
     """
     access = pl.concat(
         [
-            raw[name].filter(pl.col("offset") == GITS_CTLR).select("seq", "data", read=pl.lit(name == "qemu_read"))
+            raw[name]
+            .filter(pl.col("offset") == GITS_CTLR)
+            .select("seq", "data", read=pl.lit(name == "qemu_read"))
             for name in ("qemu_read", "qemu_write")
         ]
     ).sort("seq")
@@ -99,13 +109,17 @@ def identify(raw: Raw) -> Identity:
     """
     steps = _steps(raw)
     queues = raw["qemu_write"].filter(pl.col("offset") == GITS_CBASER)
-    uses = pl.concat([raw[name].select("vm", "seq") for name in ("qemu_process_command", "qemu_translation_write")])
-    vms, itss = [], []
+    uses = pl.concat(
+        [raw[name].select("vm", "seq") for name in ("qemu_process_command", "qemu_translation_write")]
+    )
+    vms: list[tuple[Any, ...]] = []
+    itss: list[tuple[Any, ...]] = []
+    first_of = [dict(frame.group_by("vm").agg(pl.col("seq").min()).iter_rows()) for frame in (queues, uses)]
     starts = dict(steps.group_by("vm").agg(pl.struct(pl.col("seq", "time_ns").first())).iter_rows())
     lives = sorted(starts)
     for vm, following in zip(lives, [*lives[1:], None], strict=True):
-        queue, used = (frame.filter(pl.col("vm") == vm)["seq"].min() for frame in (queues, uses))
-        complete = queue is not None and (used is None or int(queue) < int(used))  # type: ignore[call-overload]
+        queue, used = (first.get(vm) for first in first_of)
+        complete = queue is not None and (used is None or queue < used)
         end = starts.get(following, {"seq": None, "time_ns": None})
         first = starts[vm]["seq"] if vms else 0
         vms.append((vm, None, first, end["seq"], starts[vm]["time_ns"], end["time_ns"], complete))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from itstrace.findings import Confidence, Finding
+from itstrace.observe.catalogue import source_of
 from itstrace.observe.joins import before
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ class Case:
     end_ns: int | None
     rule: Rule
     skipped: dict[str, tuple[str, ...]]
+
+    @property
+    def host(self) -> str:
+        """Whose ITS it is, for messages: KVM's or QEMU's own."""
+        return source_of(self.observations.fed_by)
 
     def finding(self, message: str, **details: Any) -> Finding:
         """A finding of this rule; severity, confidence and advice may be given, else they are the rule's."""

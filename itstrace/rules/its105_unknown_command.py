@@ -53,7 +53,7 @@ def unknown_command(case: Case) -> Iterator[Finding]:
             else f"the reserved opcode 0x{opcode:02x}"
         )
         yield case.finding(
-            f"The guest's queue held {what} {times(len(members))}; KVM's ITS has no such command and skipped it.",
+            f"The guest's queue held {what} {times(len(members))}; {case.host}'s ITS has no such command and skipped it.",
             vm=vm,
             its=its,
             time_ns=first.time_ns,

@@ -41,7 +41,7 @@ _SEARCH_BYTES: Final = 4 << 20
 _MAX_SECONDS: Final = 9_000_000_000
 
 
-def first_event(data: mmap) -> int | None:
+def first_event(data: mmap | bytes) -> int | None:
     """Where the first trace event stands, within a bounded search; None where there is none.
 
     A line of ftrace that quotes one (QEMU's ftrace backend) begins with a task and a CPU, and is none.
@@ -144,6 +144,8 @@ def _grouped(rows: pl.DataFrame, **groups: pl.Expr) -> pl.DataFrame:
 
 def _matched(rows: pl.DataFrame, regex: str) -> pl.DataFrame:
     """The lines that a regular expression matches, in its groups."""
-    found = rows.select("line", "offset_bytes", found=pl.col("said").str.extract_groups(regex)).unnest("found")
+    found = rows.select("line", "offset_bytes", found=pl.col("said").str.extract_groups(regex)).unnest(
+        "found"
+    )
     names = {str(at): name for at, name in enumerate(_GROUPS, 1)}
     return found.rename(names).filter(pl.col("name").is_not_null())

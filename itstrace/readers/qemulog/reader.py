@@ -127,7 +127,7 @@ class QemuLog:
 
     def counts(self) -> pl.DataFrame:
         """Records per event. Shape: rows of COUNTS, all on CPU 0."""
-        rows = [(name, 0, count) for name, count in sorted(self._complete().counts.items())]
+        rows = [(name, 0, count) for name, count in sorted(self._complete().counts.items()) if count]
         return pl.DataFrame(rows, schema=COUNTS, orient="row")
 
     def span(self) -> tuple[int | None, int | None]:
@@ -256,5 +256,3 @@ def _number(text: pl.Expr) -> pl.Expr:
     text = text.str.strip_suffix(":")
     hexed = text.str.strip_prefix("0x").str.to_integer(base=16, dtype=pl.UInt64, strict=False)
     return pl.when(text.str.starts_with("0x")).then(hexed).otherwise(text.cast(pl.UInt64, strict=False))
-
-
