@@ -79,8 +79,9 @@ def mapd(gic: Gic, its: Its, command: Command) -> list[Effect]:
     effects: list[Effect] = []
     old = its.devices.get(device_id)
     if old is not None:
-        if valid and old.events:
-            events = tuple((event_id, ite.intid) for event_id, ite in sorted(old.events.items()))
+        reach = 1 << (old.event_bits or 32)
+        events = tuple((event, ite.intid) for event, ite in sorted(old.events.items()) if event < reach)
+        if valid and events:
             kept = profile.tables_in_memory and old.itt_gpa == itt_gpa
             effects.append(fx.LiveDeviceRemapped(its.key, device_id, events, kept))
         effects += gic.unmap_device(its, old)

@@ -16,9 +16,10 @@ from itstrace.observe.collect import find_events
 from itstrace.report.coverage import coverage
 from itstrace.report.events import shown_fields
 from itstrace.report.figures import Seen, feeding
+from itstrace.report.finding import host
 from itstrace.report.layout import Cell, Column, Sheet, facts, table
 from itstrace.report.state import right
-from itstrace.report.terminal import about_file, damage_words, host, lost, span
+from itstrace.report.terminal import about_file, damage_words, lost, span
 from itstrace.report.text import number, plural
 from itstrace.units import duration, seconds
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.report import figures
 from itstrace.report.coverage import coverage
-from itstrace.report.finding import STYLES, Naming, findings
+from itstrace.report.finding import STYLES, Naming, findings, host
 from itstrace.report.layout import Cell, Column, Sheet, facts, table
 from itstrace.report.state import State, its_name, right
 from itstrace.report.text import hexa, listed, number, plain, plural, size
@@ -81,7 +81,9 @@ def verdict(sheet: Sheet, analysis: Analysis, naming: Naming, rules: int) -> Ite
     for kind, words in _WRONG.items():
         mine = [finding for finding in wrong if finding.kind is kind]
         if mine:
-            yield from sheet.wrap(Text(plain(f"{words}: {_headline(mine, naming)}."), STYLES[worst]))
+            yield from sheet.wrap(
+                Text(plain(f"{words.replace('KVM', naming.host)}: {_headline(mine, naming)}."), STYLES[worst])
+            )
     if not wrong:
         yield Text("Nothing wrong was found.", "bold" if analysis.skipped else "bold green")
         yield from sheet.wrap(_went_through(analysis))
@@ -184,11 +186,6 @@ def about_file(info: CaptureInfo, *, modelled: str = "") -> list[tuple[str, Cell
         if info.model is None
         else ("ITS", f"{host(info)}'s own{modelled}"),
     ]
-
-
-def host(info: CaptureInfo) -> str:
-    """Who recorded a capture, as the catalogue calls it: "KVM" or "QEMU"."""
-    return "QEMU" if info.model == "qemu" else "KVM"
 
 
 def span(start_ns: int | None, end_ns: int | None, clock: str | None) -> str:

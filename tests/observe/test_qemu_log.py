@@ -257,6 +257,22 @@ def test_log_that_begins_late_says_so(tmp_path: Path) -> None:
     assert analysis.observations.vms["complete"].to_list() == [False]
 
 
+@pytest.mark.parametrize(("log_line", "codes"), [("", {"ITS105"}), ("VMAPP", set())])
+def test_gicv4_commands_are_wrong_only_where_qemu_has_none(
+    tmp_path: Path, log_line: str, codes: set[str]
+) -> None:
+    """QEMU with virtual LPIs tells their operands, without them it only counts the command."""
+    vmapp = (
+        "gicv3_its_cmd_vmapp GICv3 ITS: command VMAPP vPEID 0x1 RDbase 0x0 V 1 VPT_addr 0x4200 VPT_size 0xf"
+    )
+    said = [*_SET_UP, f"{_PROCESS} 0x0: 0x29", *([vmapp] if log_line else []), f"{_PROCESS} 0x1: 0x5", _SYNC]
+    analysis = analyzed(tmp_path, "\n".join(said))
+
+    assert {one.code for one in analysis.findings if one.kind == "guest"} == codes
+    words = "VMAPP vPEID 1 V 1 RDbase 0 VPT_addr 0x42000000 vpt_bits 16" if log_line else "VMAPP vPEID 0 V 0"
+    assert analysis.history.verdicts["text"][0].startswith(words)
+
+
 def test_vcpus_are_limited_by_what_was_refused() -> None:
     """torture.c maps collection 4 to vCPU 7 of two: QEMU writes no entry."""
     assert analysis_of(EXCERPT).observations.vcpu_limits == {0: 7}

@@ -235,8 +235,9 @@ def _decoded(
     whole = rows["text"].str.contains(pattern(name))
     if not whole.all():
         torn = rows.filter(~whole).select("line", "offset_bytes", "text")
-        for line, offset_bytes, text in torn.iter_rows():
+        for line, offset_bytes, text in torn.head(_DAMAGE_KEPT).iter_rows():
             tally.bad(offset_bytes, f"line {line}: not the text of {event.name}: {text[:_SHOWN_CHARS]!r}")
+        tally.more_damage += max(0, torn.height - _DAMAGE_KEPT)
         rows = rows.filter(whole)
     if not fields:
         return rows.select(head)
