@@ -117,7 +117,7 @@ def identify(raw: Raw) -> Identity:
     first_of = [dict(frame.group_by("vm").agg(pl.col("seq").min()).iter_rows()) for frame in (queues, uses)]
     starts = dict(steps.group_by("vm").agg(pl.struct(pl.col("seq", "time_ns").first())).iter_rows())
     lives = sorted(starts)
-    for vm, following in zip(lives, [*lives[1:], None], strict=True):
+    for vm, following in zip(lives, [*lives, None][1:], strict=True):
         queue, used = (first.get(vm) for first in first_of)
         complete = queue is not None and (used is None or queue < used)
         end = starts.get(following, {"seq": None, "time_ns": None})

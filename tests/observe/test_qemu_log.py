@@ -296,6 +296,11 @@ def test_log_of_other_things_says_what_to_record(tmp_path: Path) -> None:
     assert '-trace "gicv3_its_*"' in raised.value.advice
 
 
+def test_log_of_torn_lines_only_is_nothing_to_analyze(tmp_path: Path) -> None:
+    with pytest.raises(NothingToAnalyzeError):
+        analyzed(tmp_path, "1@1.000000:gicv3_its_cmd_inv GICv3 ITS: command INV Dev\n" * 3)
+
+
 LINES = text_of(EXCERPT).splitlines(keepends=True)[:400]
 
 

@@ -105,8 +105,8 @@ class QemuLog:
     @property
     def formats(self) -> Mapping[str, EventFormat]:
         """The trace events that the log holds, by full name."""
-        self._complete()
-        return self._formats
+        counts = self._complete().counts
+        return {name: event for name, event in self._formats.items() if counts.get(name)}
 
     @property
     def comms(self) -> Mapping[int, str]:
