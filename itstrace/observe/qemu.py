@@ -326,9 +326,15 @@ def _result(raw: Raw) -> pl.Expr:
     """0, or the error that the first missing entry is; null where the log does not have such lines at all."""
     if not (raw.has("qemu_dte_read") and raw.has("qemu_ite_read") and raw.has("qemu_cte_read")):
         return pl.lit(None, dtype=pl.Int32)
-    off = pl.when(~pl.col("enabled")).then(-_EBUSY).otherwise(int(Fault.INT_DEVICE_OOR))
+    # No table was read at all; of a device whose entry is read at other times, the lines were cut out of the log.
+    inside = pl.col("device_id").is_in(raw["qemu_dte_read"]["device_id"].unique().implode())
+    off = pl.when(~pl.col("enabled")).then(-_EBUSY).when(~inside).then(int(Fault.INT_DEVICE_OOR))
+    # Behind the last of a log's lines more may have stood.
+    cut = pl.col("next_seq").is_null()
     return (
-        pl.when(pl.col("dte_valid").is_null())
+        pl.when(cut & pl.any_horizontal(pl.col(f"{name}_valid").is_null() for name in _READS))
+        .then(None)
+        .when(pl.col("dte_valid").is_null())
         .then(off)
         .when(pl.col("dte_valid") == 0)
         .then(int(Fault.INT_UNMAPPED_DEVICE))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 import pytest
-from conftest import analysis_of
+from conftest import SAMPLES, analysis_of
 from helpers.qemu_log import EXCERPT, QemuRecord, records, text_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -271,6 +271,31 @@ def test_gicv4_commands_are_wrong_only_where_qemu_has_none(
     assert {one.code for one in analysis.findings if one.kind == "guest"} == codes
     words = "VMAPP vPEID 1 V 1 RDbase 0 VPT_addr 0x42000000 vpt_bits 16" if log_line else "VMAPP vPEID 0 V 0"
     assert analysis.history.verdicts["text"][0].startswith(words)
+
+
+@pytest.mark.parametrize("share", range(1, 20))
+def test_nothing_is_wrong_with_any_late_beginning_of_a_clean_log(tmp_path: Path, share: int) -> None:
+    said = text_of(SAMPLES / "qemu-linux.log.zst").splitlines(keepends=True)
+    analysis = analyzed(tmp_path, "".join(said[share * len(said) // 20 :]))
+
+    assert {one.code for one in analysis.findings} == {"ITS902", "ITS903"}
+
+
+@pytest.mark.parametrize(("begin", "end"), [(332, 532), (117, 474), (1065, 1319), (7042, 7434)])
+def test_commands_cut_out_of_a_clean_log_are_nobodys_fault(tmp_path: Path, begin: int, end: int) -> None:
+    said = text_of(SAMPLES / "qemu-linux.log.zst").splitlines(keepends=True)
+    analysis = analyzed(tmp_path, "".join(said[:begin] + said[end:]))
+
+    assert analysis.observations.commands["lost_before"].sum() == 1
+    assert {one.code for one in analysis.findings} == {"ITS903"}
+
+
+def test_msi_at_the_very_end_is_not_judged(tmp_path: Path) -> None:
+    said = text_of(EXCERPT).splitlines(keepends=True)
+    msi = "gicv3_its_translation_write GICv3 ITS TRANSLATER write: offset 0x40 data 0x0 size 4 requester_id 0x8\n"
+    analysis = analyzed(tmp_path, _STAMP.sub("", "".join(said)) + msi)
+
+    assert analysis.observations.injections.tail(1).select("result", "intid").row(0) == (None, None)
 
 
 def test_vcpus_are_limited_by_what_was_refused() -> None:
