@@ -60,7 +60,8 @@ def observations_page() -> str:
     lines = [
         f"# Observations and the events that feed them\n\n{GENERATED}",
         "Stock kernels have no tracepoint for ITS commands, LPIs or list registers; they are recorded with dynamic events",
-        "(kprobes and kretprobes on KVM's own functions). An event is found by its name, in whichever group it stands.\n",
+        "(kprobes and kretprobes on KVM's own functions). An event is found by its name, in whichever group it stands.",
+        "Events of the group `qemu` are lines of the log of QEMU's own ITS, see [formats](formats.md).\n",
         "| observation | what | made of |",
         "|---|---|---|",
     ]

@@ -9,6 +9,7 @@ from itstrace.errors import NothingToAnalyzeError
 from itstrace.lives import Lives, live
 from itstrace.observe import Observations, observe
 from itstrace.readers import open_capture
+from itstrace.readers.qemulog import RECORD as QEMU_ADVICE
 from itstrace.replay import History, replay
 from itstrace.rules import check
 from itstrace.tables import LPI_ROWS, Tables
@@ -59,8 +60,8 @@ class Analysis:
 def analyze(path: Path | str, *, profile: str | None = None, seed: Seed | None = None) -> Analysis:
     """Analyze a capture: replay its ITS commands, rebuild tables and lives, and name what went wrong.
 
-    `profile` overrides the model (`architecture`, `kvm-6.1`, `kvm-6.12`, `kvm-7.3`), else the capture's own
-    kernel chooses.
+    `profile` overrides the model (`architecture`, `kvm-6.1`, `kvm-6.12`, `kvm-7.3`, `qemu`), else the capture's
+    own kernel chooses, or its kind: a log of QEMU is replayed as `qemu`.
     Raises: CaptureError where the file cannot be read at all, NothingToAnalyzeError where it holds nothing of
     an ITS or an LPI.
     """
@@ -72,10 +73,12 @@ def analyze(path: Path | str, *, profile: str | None = None, seed: Seed | None =
         raise NothingToAnalyzeError(
             path,
             "nothing of an ITS, an LPI or a KVM/arm64 guest was recorded",
-            advice="`itstrace info` lists what is in it; record the kvm events and the dynamic events of "
+            advice=QEMU_ADVICE
+            if info.model == "qemu"
+            else "`itstrace info` lists what is in it; record the kvm events and the dynamic events of "
             "docs/observations.md on the arm64 host",
         )
-    history = replay(observations, kernel=info.kernel, profile=profile, seed=seed)
+    history = replay(observations, kernel=info.kernel, profile=profile or info.model, seed=seed)
     lives = live(observations, history)
     findings, skipped = check(
         observations, history, lives, gaps=gaps, damage=damage, start_ns=start_ns, end_ns=end_ns

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "gic": set(),
     "readers": set(),
     "model": {"gic"},
-    "observe": {"readers"},
+    "observe": {"gic", "readers"},
     "saved_tables": {"gic", "readers", "observe"},
     "instants": {"readers"},
     "seed": {"gic", "readers", "saved_tables", "instants"},

@@ -79,9 +79,11 @@ def mapd(gic: Gic, its: Its, command: Command) -> list[Effect]:
     effects: list[Effect] = []
     old = its.devices.get(device_id)
     if old is not None:
-        if valid and old.events:
-            events = tuple((event_id, ite.intid) for event_id, ite in sorted(old.events.items()))
-            effects.append(fx.LiveDeviceRemapped(its.key, device_id, events))
+        reach = 1 << (old.event_bits or 32)
+        events = tuple((event, ite.intid) for event, ite in sorted(old.events.items()) if event < reach)
+        if valid and events:
+            kept = profile.tables_in_memory and old.itt_gpa == itt_gpa
+            effects.append(fx.LiveDeviceRemapped(its.key, device_id, events, kept))
         effects += gic.unmap_device(its, old)
         effects += gic.invalidate_cache(its)
     elif not its.complete and device_id not in its.gone_devices:
@@ -93,8 +95,10 @@ def mapd(gic: Gic, its: Its, command: Command) -> list[Effect]:
         effects.append(fx.DeviceMapped(its.key, device_id, event_bits, itt_gpa))
         for event_id, ite in its.left_itts.pop(itt_gpa, {}).items():
             device.events[event_id] = ite
-            if ite.intid is not None:
+            if ite.intid is not None and event_id < 1 << event_bits:
                 gic.lpi(ite.intid).mapped_by.add((its.key, device_id, event_id))
+                vcpu = gic.collection_of(its, ite)[1]
+                effects.append(fx.EventMapped(its.key, device_id, event_id, ite.intid, ite.icid, vcpu))
     elif not its.complete:
         its.gone_devices.add(device_id)
     if profile.tables_in_memory:

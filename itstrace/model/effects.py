@@ -314,10 +314,14 @@ class EventRemapped(ItsEffect):
 
 @dataclass(frozen=True, slots=True)
 class LiveDeviceRemapped(ItsEffect):
-    """MAPD V=1 over a device that had mapped events: (event, LPI) pairs."""
+    """MAPD V=1 over a device that had mapped events: (event, LPI) pairs.
+
+    `kept`: the new ITT is the old one, in memory, and still maps them.
+    """
 
     device_id: int
     events: tuple[tuple[int, int | None], ...]
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from itstrace.observe import interrupts, state
+from itstrace.observe import interrupts, qemu, state
 from itstrace.observe.catalogue import OBSERVATIONS, PROBES, Observation
 from itstrace.observe.collect import Raw, collect
 from itstrace.observe.commands import commands
@@ -54,6 +54,8 @@ class Observations:
     #: Records seen per probe.
     records: dict[str, int]
     _raw: Raw
+    #: By VM: a number that no vCPU of it reaches, where that is known.
+    vcpu_limits: dict[int, int] = field(default_factory=dict)
 
     def lines(self, seqs: Iterable[int]) -> pl.DataFrame:
         """The capture's own records of these seqs. Shape: seq, time_ns, cpu, event, text."""
@@ -79,7 +81,7 @@ def observe(capture: Capture) -> Observations:
     Raises: whatever the reader raises for a file that cannot be read at all.
     """
     raw = collect(capture)
-    return from_raw(raw, identify(raw))
+    return from_qemu(raw) if qemu.is_qemu(raw) else from_raw(raw, identify(raw))
 
 
 def from_raw(raw: Raw, identity: Identity) -> Observations:
@@ -110,4 +112,18 @@ def from_raw(raw: Raw, identity: Identity) -> Observations:
         fed_by=raw.events,
         records={name: frame.height for name, frame in raw.frames.items() if frame.height},
         _raw=raw,
+    )
+
+
+def from_qemu(raw: Raw) -> Observations:
+    """Observations out of the log of QEMU's own ITS. What KVM's probes alone can tell stays empty."""
+    raw = qemu.by_life(raw)
+    identity = qemu.identify(raw)
+    taken = qemu.commands(raw)
+    return replace(
+        from_raw(raw, identity),
+        commands=taken,
+        register_writes=qemu.register_writes(raw),
+        injections=qemu.injections(raw, taken),
+        vcpu_limits=qemu.vcpu_limits(raw, taken),
     )

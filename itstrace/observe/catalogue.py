@@ -12,9 +12,14 @@ named.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
+
+from itstrace.readers import qemulog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 U64, U32, S32 = pl.UInt64(), pl.UInt32(), pl.Int32()
 
@@ -34,12 +39,16 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One place in KVM: our name, the events that record it (the best first), its columns, and where it stands."""
+    """One place in KVM: our name, the events that record it (the best first), its columns, and where it stands.
+
+    `source`: who says it; a capture has either KVM's probes or QEMU's own ITS.
+    """
 
     name: str
     events: tuple[str, ...]
     kernel: str
     columns: tuple[Column, ...]
+    source: str = "KVM"
 
 
 def _c(name: str, dtype: pl.DataType, *fields: str) -> Column:
@@ -53,6 +62,16 @@ def _r(name: str, dtype: pl.DataType, *fields: str) -> Column:
 def _probe(name: str, events: str | tuple[str, ...], kernel: str, *columns: Column) -> Probe:
     return Probe(name, (events,) if isinstance(events, str) else events, kernel, columns)
 
+
+def _qemu(event: str) -> Probe:
+    """What QEMU's own ITS logs: the event's operands as they stand."""
+    columns = tuple(_r(name, U64) for name in qemulog.operands(event))
+    full_name = f"{qemulog.SYSTEM}:{qemulog.ITS_EVENT}{event}"
+    return Probe(f"qemu_{event}", (full_name,), 'QEMU, -trace "gicv3_its_*"', columns, source="QEMU")
+
+
+#: Events of QEMU's ITS that say nothing of what a guest asked or got.
+_QEMU_UNUSED = {"badread", "badwrite", "dte_write", "ite_write", "vte_read", "vte_write", "vte_read_fault"}
 
 _DWORDS = (_c("dw0", U64), _c("dw1", U64), _c("dw2", U64), _c("dw3", U64))
 _MMIO = (_r("its", U64), _r("addr", U64), _c("len", U32), _r("val", U64))
@@ -289,6 +308,8 @@ PROBES: Final[dict[str, Probe]] = {
         _probe("enter", "kvm:kvm_entry", "trace_kvm_entry"),
         _probe("exit", "kvm:kvm_exit", "trace_kvm_exit"),
         _probe("marker", "ftrace:print", "tracing_mark_write", _c("text", pl.String(), "buf")),
+        # -- QEMU's own ITS
+        *(_qemu(event) for event in qemulog.FORMATS if event not in _QEMU_UNUSED),
     )
 }
 
@@ -302,15 +323,26 @@ class Observation:
     fed_by: tuple[tuple[str, ...], ...]
     what: str
 
+    def ways(self, source: str) -> tuple[tuple[str, ...], ...]:
+        """The groups of probes of one source, "KVM" or "QEMU"; none where it cannot tell."""
+        return tuple(group for group in self.fed_by if PROBES[group[0]].source == source)
+
+
+def source_of(probes: Iterable[str]) -> str:
+    """Who recorded a capture that feeds these probes: "KVM" or "QEMU"."""
+    return "QEMU" if any(PROBES[probe].source == "QEMU" for probe in probes) else "KVM"
+
 
 #: The observations, in the order in which `info` prints them.
 OBSERVATIONS: Final[tuple[Observation, ...]] = (
     Observation(
-        "COMMANDS", (("process", "command"), ("process", "guest_read")), "ITS commands as the ITS took them"
+        "COMMANDS",
+        (("process", "command"), ("process", "guest_read"), ("qemu_process_command",)),
+        "ITS commands as the ITS took them",
     ),
     Observation(
         "REGISTER_WRITES",
-        (("write_cwriter", "write_cbaser", "write_baser", "write_ctlr"),),
+        (("write_cwriter", "write_cbaser", "write_baser", "write_ctlr"), ("qemu_write",)),
         "writes to the ITS's registers",
     ),
     Observation(
@@ -320,7 +352,11 @@ OBSERVATIONS: Final[tuple[Observation, ...]] = (
     ),
     Observation(
         "INJECTIONS",
-        (("msi", "cached", "trigger_end", "resolve_end"), ("trigger", "trigger_end", "resolve_end")),
+        (
+            ("msi", "cached", "trigger_end", "resolve_end"),
+            ("trigger", "trigger_end", "resolve_end"),
+            ("qemu_translation_write",),
+        ),
         "MSIs offered to the ITS",
     ),
     Observation("QUEUEINGS", (("queue",),), "LPIs put on a vCPU's ap_list"),

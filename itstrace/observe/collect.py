@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: Rows of one event that are worth a query.
 _MANY_ROWS = 1 << 18
 
+#: The first register of an ITS. Spec: IHI 0069H, GITS_CTLR.
+GITS_CTLR = 0
+
 #: The first LPI. Spec: IHI 0069H, INTIDs.
 FIRST_LPI = 8192
 
@@ -33,6 +36,8 @@ class Raw:
     absent: dict[str, frozenset[str]] = field(default_factory=dict)
     #: The event's field behind each (probe, column).
     fields: dict[tuple[str, str], str] = field(default_factory=dict)
+    #: The event types of the capture, by full name.
+    formats: Mapping[str, EventFormat] = field(default_factory=dict)
 
     def __getitem__(self, probe: str) -> pl.DataFrame:
         return self.frames[probe]
@@ -133,6 +138,7 @@ _KEEP: dict[str, pl.Expr] = {
     "fill_end": pl.col("intid") >= FIRST_LPI,
     "affinity": pl.col("intid") >= FIRST_LPI,
     "guest_read": pl.col("len").is_in([1, 8, 32]),
+    "qemu_read": pl.col("offset") == GITS_CTLR,
 }
 
 
@@ -214,4 +220,4 @@ def collect(capture: Capture) -> Raw:
     for name, probe in PROBES.items():
         if name not in frames:
             frames[name] = pl.DataFrame(schema=HEAD | {c.name: c.dtype for c in probe.columns})
-    return Raw(frames, events, absent, fields)
+    return Raw(frames, events, absent, fields, capture.formats)

@@ -8,6 +8,7 @@ import polars as pl
 
 from itstrace.observe.catalogue import PROBES
 from itstrace.readers.base import HEAD
+from itstrace.readers.print_fmt import render
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,7 +50,7 @@ def lines(raw: Raw, seqs: Iterable[int]) -> pl.DataFrame:
     """The records of these seqs.
 
     Shape: seq, time_ns, cpu, event, text; one row per record that a probe gave, in order of seq. `text` has
-        the event's own field names, as far as a probe reads them.
+        the event's own field names, as far as a probe reads them; of QEMU's log it is what the line says.
     """
     wanted = pl.Series("seq", sorted(set(seqs)), dtype=pl.UInt64)
     rows: list[tuple[int, int, int, str, str]] = []
@@ -62,6 +63,13 @@ def lines(raw: Raw, seqs: Iterable[int]) -> pl.DataFrame:
 
 
 def _line(raw: Raw, probe: str, event: str, row: dict[str, object]) -> tuple[int, int, int, str, str]:
+    seq, time_ns, cpu = (row[name] for name in list(HEAD)[:3])
+    assert isinstance(seq, int)
+    assert isinstance(time_ns, int)
+    assert isinstance(cpu, int)
+    name = event.rpartition(":")[2]
+    if PROBES[probe].source == "QEMU":
+        return seq, time_ns, cpu, name, render(raw.formats[event], row)
     words = []
     for column in PROBES[probe].columns:
         value = row[column.name]
@@ -74,8 +82,4 @@ def _line(raw: Raw, probe: str, event: str, row: dict[str, object]) -> tuple[int
         shown = f"0x{value:x}" if column.name in _HEX and isinstance(value, int) else str(value)
         field = raw.fields.get((probe, column.name), column.name)
         words.append(shown if column.name == "text" else f"{field}={shown}")
-    seq, time_ns, cpu = (row[name] for name in list(HEAD)[:3])
-    assert isinstance(seq, int)
-    assert isinstance(time_ns, int)
-    assert isinstance(cpu, int)
-    return seq, time_ns, cpu, event.rpartition(":")[2], " ".join(words)
+    return seq, time_ns, cpu, name, " ".join(words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from itstrace.errors import UnknownFormatError
+from itstrace.readers.qemulog import QemuLog, first_event
 from itstrace.readers.source import open_source
 from itstrace.readers.text import TextCapture
 from itstrace.readers.tracedat import TraceDat
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_capture"]
 
-_READABLE = "a trace.dat of trace-cmd, or text that ftrace, trace-cmd or perf printed"
+_READABLE = "a trace.dat, text that ftrace, trace-cmd or perf printed, or a log of QEMU's ITS"
 
 
 def open_capture(path: Path | str) -> Capture:
@@ -29,6 +30,8 @@ def open_capture(path: Path | str) -> Capture:
     head = source.head()
     if head.startswith(TRACE_DAT_MAGIC):
         return TraceDat.open(source)
+    if first_event(source.data) is not None:
+        return QemuLog.open(source)
     text = TextCapture.open(source)
     if text is not None:
         return text

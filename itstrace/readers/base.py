@@ -68,6 +68,8 @@ class CaptureInfo:
     page_size_bytes: int = 4096
     buffers: list[str] = field(default_factory=list)
     trace_id: int | None = None
+    #: The model's profile of whatever was recorded, where it was no kernel: "qemu".
+    model: str | None = None
     options: dict[str, str] = field(default_factory=dict)  # any other thing the file says, for `info`
 
 

@@ -44,7 +44,7 @@ class VmReplay:
         self._context: dict[str, Any] = {}
         self.seed = seed
         self.itss = obs.itss.filter(pl.col("vm") == self.vm)
-        self.gic = Gic(profile, vcpus=self._vcpus() if vm_row["complete"] else None)
+        self.gic = Gic(profile, vcpus=self._vcpus(complete=vm_row["complete"]))
         for its, base, complete in self.itss.select("its", "base_gpa", "complete").iter_rows():
             self.gic.add_its(its, base, complete=complete)
 
@@ -53,8 +53,13 @@ class VmReplay:
         frame = frame.filter(pl.col("vm") == self.vm)
         return frame if self.end_seq is None else frame.filter(pl.col("seq") < self.end_seq)
 
-    def _vcpus(self) -> list[int] | None:
-        """All vCPUs, where the VMM was seen to set up their redistributors."""
+    def _vcpus(self, *, complete: bool) -> list[int] | None:
+        """All vCPUs, where the VMM was seen to set up their redistributors, or a limit of them is known."""
+        limit = self.obs.vcpu_limits.get(self.vm)
+        if limit is not None:
+            return list(range(limit))
+        if not complete:
+            return None
         rows = self.mine(self.obs.redistributor_writes).filter("user")
         return sorted(rows["vcpu"].unique().drop_nulls().to_list()) or None
 

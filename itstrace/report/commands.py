@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.text import Text
 
 from itstrace._version import __version__
+from itstrace.report.events import task
 from itstrace.report.layout import Cell, Column, Sheet, join, table
 from itstrace.report.text import hexa, plain
 from itstrace.units import seconds
@@ -69,7 +70,7 @@ def command_lines(
     for row in (rows if show is None else rows.head(show)).iter_rows(named=True):
         verdict = row["verdict"] or "?"
         line: list[Cell] = [seconds(row["time_ns"])]
-        line += [f"{row['cpu']:03d}", f"{comms.get(row['pid'], '<...>')}-{row['pid']}"] if wide else []
+        line += [f"{row['cpu']:03d}", task(comms, row["pid"])] if wide else []
         line += [f"{row['vm']}/{row['its']}"] if several else []
         line += [
             "?" if row["slot"] is None else hexa(row["slot"]),

@@ -16,6 +16,7 @@ from itstrace.observe.collect import find_events
 from itstrace.report.coverage import coverage
 from itstrace.report.events import shown_fields
 from itstrace.report.figures import Seen, feeding
+from itstrace.report.finding import host
 from itstrace.report.layout import Cell, Column, Sheet, facts, table
 from itstrace.report.state import right
 from itstrace.report.terminal import about_file, damage_words, lost, span
@@ -174,12 +175,14 @@ def overview(sheet: Sheet, held: Contents, needs: Needs) -> Iterator[Text]:
         yield Text()
     yield sheet.rule("What it lets itstrace see")
     skipped = held.skipped(needs)
-    yield from coverage(sheet, held.seen, skipped, held.fed_by, unit="record")
+    yield from coverage(sheet, held.seen, skipped, held.fed_by, unit="record", host=host(info))
     yield Text()
     yield Text(f"  {len(needs) - len(skipped)} of {len(needs)} rules can run on it.")
 
 
 def _machine(info: CaptureInfo) -> str:
+    if info.model is not None:
+        return ""
     order = "little" if info.little_endian else "big"
     bits = info.long_size_bytes * 8
     return f"{plural(info.cpus, 'CPU')}, {bits} bit, {order} endian, pages of {info.page_size_bytes} bytes"

@@ -24,8 +24,12 @@ def coverage(
     fed_by: Collection[str],
     *,
     unit: str = "row",
+    host: str = "KVM",
 ) -> Iterator[Text]:
-    """Each observation and what feeds it, then what is missing. `fed_by`: the capture's probes."""
+    """Each observation and what feeds it, then what is missing.
+
+    `fed_by`: the capture's probes; `host`: whose they are, KVM's or QEMU's.
+    """
     what = {entry.name: entry.what for entry in OBSERVATIONS}
     rows: list[tuple[str, Cell]] = []
     for name, found in seen.items():
@@ -41,8 +45,8 @@ def coverage(
     yield Text()
     yield Text(f"  {plural(len(skipped), 'rule')} could not run. What is missing:", "yellow")
     for name in dict.fromkeys(name for rule in skipped for name in rule.missing):
-        probes = [f"{event} ({kernel})" for event, kernel in to_record(name, fed_by)]
-        record = f": record {listed(probes)}" if probes else ""
+        probes = [f"{event} ({kernel})" for event, kernel in to_record(name, fed_by, host)]
+        record = f": record {listed(probes)}" if probes else f": no log of {host} tells it"
         yield from sheet.wrap(join(Text(name, "bold"), record), first="  - ", rest="    ")
         codes = [rule.code for rule in skipped if name in rule.missing]
         yield from sheet.wrap(Text(f"for {listed(codes)}", "dim"), first="    ")

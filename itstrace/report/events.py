@@ -31,6 +31,11 @@ def shown_fields(event: EventFormat) -> list[EventField]:
     return [each for each in event.fields if not each.name.startswith("__probe")] or list(event.fields)
 
 
+def task(comms: Mapping[int, str], pid: int | None) -> str:
+    """`qemu-system-aar-1234`; `<...>` where the capture has no name, as trace-cmd says it; `?` where it has no task."""
+    return "?" if pid is None else f"{comms.get(pid, '<...>')}-{pid}"
+
+
 @dataclass(frozen=True, slots=True)
 class Printer:
     """How the records of one event are printed. `comms`: task names by pid; `names`, `hexes`: by field."""
@@ -91,7 +96,7 @@ class Printer:
 
     def task(self, pid: int | None) -> str:
         """`qemu-system-aar-1234`; `<...>` where the capture has no name, as trace-cmd says it."""
-        return "?" if pid is None else f"{self.comms.get(pid, '<...>')}-{pid}"
+        return task(self.comms, pid)
 
     def cells(self, rows: pl.DataFrame) -> list[tuple[str, ...]]:
         """Each record's time, CPU, task and fields, safe for a terminal; made column by column, for there may be millions."""

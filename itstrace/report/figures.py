@@ -46,12 +46,12 @@ def observed(observations: Observations) -> dict[str, Seen]:
     return found
 
 
-def to_record(observation: str, have: Collection[str]) -> list[tuple[str, str]]:
+def to_record(observation: str, have: Collection[str], source: str) -> list[tuple[str, str]]:
     """What to record for an observation: (event, kernel function) of the probes still missing.
 
-    Of several groups that would do, the one that misses least.
+    Of several groups that would do, the one that misses least; none where the source, KVM or QEMU, cannot tell it.
     """
-    groups = next((entry.fed_by for entry in OBSERVATIONS if entry.name == observation), ())
+    groups = next((entry.ways(source) for entry in OBSERVATIONS if entry.name == observation), ())
     missing = min(([probe for probe in group if probe not in have] for group in groups), key=len, default=[])
     return [(PROBES[probe].events[0], PROBES[probe].kernel) for probe in missing]
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from itstrace.analysis import Analysis
+    from itstrace.readers.base import CaptureInfo
 
 #: How many findings of one rule are told in full; the rest get a line each.
 IN_FULL: Final = 3
@@ -38,12 +39,18 @@ _SURENESS: Final = {Confidence.CERTAIN: "", Confidence.LIKELY: ", likely", Confi
 _LABEL: Final = 6
 
 
+def host(info: CaptureInfo) -> str:
+    """Whose ITS a capture shows, as the catalogue calls it: "KVM" or "QEMU"."""
+    return "QEMU" if info.model == "qemu" else "KVM"
+
+
 class Naming:
     """How much must be said to name a thing: the VM and the ITS only where there are several."""
 
     def __init__(self, analysis: Analysis) -> None:
         itss = analysis.observations.itss
         self.many_vms = analysis.observations.vms.height > 1
+        self.host = host(analysis.info)
         self.many_itss = itss.height > itss["vm"].n_unique()
 
     def brief(self, finding: Finding) -> str:
@@ -116,7 +123,7 @@ def in_full(
     sheet: Sheet, finding: Finding, naming: Naming, why: str, before: str | None = None
 ) -> Iterator[Text]:
     """One finding, whole. `before`: the advice of a finding of the same rule that stands above."""
-    yield from _head(sheet, finding)
+    yield from _head(sheet, finding, naming)
     yield from sheet.wrap(finding.message, first="  ")
     about = ", ".join(part for part in (naming.subject(finding), when(finding)) if part)
     if about:
@@ -136,10 +143,10 @@ def in_full(
     yield Text()
 
 
-def _head(sheet: Sheet, finding: Finding) -> Iterator[Text]:
+def _head(sheet: Sheet, finding: Finding, naming: Naming) -> Iterator[Text]:
     badge = Text(finding.severity.upper(), STYLES[finding.severity])
     title = join(badge, "  ", Text(plain(f"{finding.code} {finding.name}"), "bold"))
-    aside = KINDS[finding.kind] + _SURENESS[finding.confidence]
+    aside = KINDS[finding.kind].replace("KVM", naming.host) + _SURENESS[finding.confidence]
     if sheet.width is None:
         yield join(title, f"  ({aside})")
         return

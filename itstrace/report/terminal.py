@@ -11,7 +11,7 @@ from rich.text import Text
 from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.report import figures
 from itstrace.report.coverage import coverage
-from itstrace.report.finding import STYLES, Naming, findings
+from itstrace.report.finding import STYLES, Naming, findings, host
 from itstrace.report.layout import Cell, Column, Sheet, facts, table
 from itstrace.report.state import State, its_name, right
 from itstrace.report.text import hexa, listed, number, plain, plural, size
@@ -59,7 +59,7 @@ def report(sheet: Sheet, analysis: Analysis, why: Callable[[str], str], rules: i
     yield from latencies(sheet, analysis)
     yield sheet.rule("Coverage")
     seen = figures.observed(analysis.observations)
-    yield from coverage(sheet, seen, analysis.skipped, analysis.observations.fed_by)
+    yield from coverage(sheet, seen, analysis.skipped, analysis.observations.fed_by, host=host(analysis.info))
 
 
 def tally(found: Sequence[Finding]) -> str:
@@ -81,7 +81,9 @@ def verdict(sheet: Sheet, analysis: Analysis, naming: Naming, rules: int) -> Ite
     for kind, words in _WRONG.items():
         mine = [finding for finding in wrong if finding.kind is kind]
         if mine:
-            yield from sheet.wrap(Text(plain(f"{words}: {_headline(mine, naming)}."), STYLES[worst]))
+            yield from sheet.wrap(
+                Text(plain(f"{words.replace('KVM', naming.host)}: {_headline(mine, naming)}."), STYLES[worst])
+            )
     if not wrong:
         yield Text("Nothing wrong was found.", "bold" if analysis.skipped else "bold green")
         yield from sheet.wrap(_went_through(analysis))
@@ -158,7 +160,9 @@ def captured(sheet: Sheet, analysis: Analysis) -> Iterator[Text]:
     types = counts["event"].n_unique()
     records = int(counts["records"].sum())
     profiles = sorted(set(analysis.history.profiles.values()))
-    recorded = f"{plural(records, 'event')} of {plural(types, 'type')} on {plural(analysis.info.cpus, 'CPU')}"
+    recorded = f"{plural(records, 'event')} of {plural(types, 'type')}"
+    if analysis.info.model is None:
+        recorded += f" on {plural(analysis.info.cpus, 'CPU')}"
     rows: list[tuple[str, Cell]] = [
         *about_file(analysis.info, modelled=listed(profiles)),
         ("time", span(analysis.start_ns, analysis.end_ns, analysis.info.clock)),
@@ -178,7 +182,9 @@ def about_file(info: CaptureInfo, *, modelled: str = "") -> list[tuple[str, Cell
     modelled = f"; replayed as {modelled}" if modelled else ""
     return [
         ("file", f"{info.path} ({size(info.size_bytes)}, {info.format})"),
-        ("kernel", f"{', '.join(kernel)}{modelled}"),
+        ("kernel", f"{', '.join(kernel)}{modelled}")
+        if info.model is None
+        else ("ITS", f"{host(info)}'s own{modelled}"),
     ]
 
 
@@ -220,10 +226,15 @@ def _guests(analysis: Analysis) -> Iterator[str]:
         begun = "from its start" if vm["complete"] else "already running"
         ended = "" if vm["end_ns"] is None else f", torn down at {seconds(vm['end_ns'])}"
         bases = (
-            listed([f"ITS {its} at {hexa(base)}" for its, base in mine.select("its", "base_gpa").iter_rows()])
+            listed(
+                [
+                    f"ITS {its}" if base is None and not count else f"ITS {its} at {hexa(base)}"
+                    for its, base in mine.select("its", "base_gpa").iter_rows()
+                ]
+            )
             or "no ITS seen"
         )
-        yield f"{its_name(vm['vm'], None)}: {plural(count, 'vCPU')}, {bases}, {begun}{ended}"
+        yield f"{its_name(vm['vm'], None)}: {plural(count, 'vCPU') if count else 'vCPUs unknown'}, {bases}, {begun}{ended}"
 
 
 def _commands(analysis: Analysis) -> str:

@@ -75,7 +75,7 @@ def report(case: Case) -> Iterator[Finding]:
         why = f" ({first.fault.name}, 0x{first.fault:06x})"
         yield case.finding(
             f"{describe(first.command)} was refused {times(len(members))}: {_missing(first)}{why}. "
-            "KVM skips such a command silently; the guest is not told.",
+            f"{case.host} skips such a command silently; the guest is not told.",
             vm=first.note.vm,
             its=first.its,
             device_id=first.command.device_id,

@@ -16,7 +16,7 @@ def mismatches(case: Case, *, cached: bool) -> pl.DataFrame:
     """Injections that KVM took and resolved to what no table held, at any moment of the injection.
 
     Left out: events that the history knows nothing of (they were mapped before the capture), entries that are
-    only assumed, and injections near lost records.
+    only assumed, and injections near lost records or commands.
     Shape: rows of INJECTIONS with `expected` (the LPI that the tables held; null: unmapped) and `gone_by`
     (what unmapped it).
     """
@@ -28,4 +28,7 @@ def mismatches(case: Case, *, cached: bool) -> pl.DataFrame:
     )
     wrong = case.compare(rows, case.history.mappings, KEY, "intid", seen="intid", end="end_seq")
     wrong = wrong.filter(pl.col("known") & ~pl.col("assumed").fill_null(value=False))
-    return case.without_lost(wrong, "time_ns", "end_ns")
+    if not wrong.is_empty():
+        # A MOVI of an event first seen then: it is mapped, and nobody knows to which LPI.
+        wrong = wrong.filter(pl.col("expected").is_not_null() | pl.col("gone_by").is_not_null())
+    return case.without_lost_commands(case.without_lost(wrong, "time_ns", "end_ns"), "since_seq")

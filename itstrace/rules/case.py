@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from itstrace.findings import Confidence, Finding
-from itstrace.observe.joins import before
+from itstrace.observe.catalogue import source_of
+from itstrace.observe.joins import after, before
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,6 +37,11 @@ class Case:
     end_ns: int | None
     rule: Rule
     skipped: dict[str, tuple[str, ...]]
+
+    @property
+    def host(self) -> str:
+        """Whose ITS it is, for messages: KVM's or QEMU's own."""
+        return source_of(self.observations.fed_by)
 
     def finding(self, message: str, **details: Any) -> Finding:
         """A finding of this rule; severity, confidence and advice may be given, else they are the rule's."""
@@ -81,6 +87,22 @@ class Case:
             return rows
         keep = [not self.lost(a, b) for a, b in zip(rows[from_ns], rows[to_ns], strict=True)]
         return rows.filter(pl.Series(keep, dtype=pl.Boolean))
+
+    def without_lost_commands(self, rows: pl.DataFrame, since: str) -> pl.DataFrame:
+        """Rows (vm, its, seq) since whose `since`, a column of records, no command of their ITS was lost.
+
+        That commands were lost shows only at the next one: between the two nothing is known.
+        """
+        commands = self.observations.commands
+        if rows.is_empty() or not commands["lost_before"].any():
+            return rows
+        lost = commands.filter("lost_before")
+        rows = before(rows, lost, ["vm", "its"], _lost="seq")
+        rows = after(rows, commands, ["vm", "its"], _next_lost="lost_before")
+        known = (pl.col("_lost").fill_null(0) <= pl.col(since).fill_null(0)) & ~pl.col(
+            "_next_lost"
+        ).fill_null(value=False)
+        return rows.filter(known).drop("_lost", "_next_lost")
 
     # --- table history
 

@@ -39,7 +39,7 @@ def event_remapped(case: Case) -> Iterator[Finding]:
             effect.asked_intid,
             effect.asked_icid,
         ):
-            kept = "KVM keeps the first" if effect.kept else "the new one replaces it"
+            kept = f"{case.host} keeps the first" if effect.kept else "the new one replaces it"
             yield case.finding(
                 f"Event {effect.event_id} of device 0x{effect.device_id:x} maps LPI {effect.old_intid} (collection "
                 f"{effect.old_icid}) and was mapped again to LPI {effect.asked_intid} (collection {effect.asked_icid}): {kept}.",

@@ -39,10 +39,14 @@ def live_device_remapped(case: Case) -> Iterator[Finding]:
         if isinstance(effect, fx.LiveDeviceRemapped):
             shown = ", ".join(f"{event} (LPI {intid})" for event, intid in effect.events[:6])
             more = f" and {len(effect.events) - 6} more" if len(effect.events) > 6 else ""
+            ended = (
+                "Its ITT is the same, and in memory still maps them."
+                if effect.kept
+                else f"{case.host} unmapped them all."
+            )
             yield case.finding(
                 f"Device 0x{effect.device_id:x} was mapped again while {len(effect.events)} of its events were mapped: "
-                f"{shown}{more}. "
-                "KVM unmapped them all.",
+                f"{shown}{more}. {ended}",
                 vm=note.vm,
                 its=effect.its,
                 device_id=effect.device_id,

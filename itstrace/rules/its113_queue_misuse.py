@@ -43,7 +43,7 @@ def queue_misuse(case: Case) -> Iterator[Finding]:
     """
     groups: dict[tuple[int, int | None, str], list[Note]] = {}
     for note in case.history.notes:
-        said = None if note.user else _misuse(note.effect)
+        said = None if note.user else _misuse(note.effect, case.host)
         if said is not None:
             groups.setdefault((note.vm, getattr(note.effect, "its", None), said), []).append(note)
     for (vm, its, said), members in groups.items():
@@ -59,14 +59,16 @@ def queue_misuse(case: Case) -> Iterator[Finding]:
         )
 
 
-def _misuse(effect: fx.Effect) -> str | None:
+def _misuse(effect: fx.Effect, host: str) -> str | None:
     match effect:
         case fx.RegisterIgnored(register, _, fx.RegisterReason.ITS_ENABLED):
-            return f"{register} was written while the ITS is enabled; KVM ignores it"
+            return f"{register} was written while the ITS is enabled; {host} ignores it"
         case fx.RegisterIgnored("GITS_CWRITER", value, fx.RegisterReason.OUT_OF_RANGE):
-            return f"GITS_CWRITER was written with 0x{value:x}, beyond the end of the queue; KVM ignores it"
+            return (
+                f"GITS_CWRITER was written with 0x{value:x}, beyond the end of the queue; {host} ignores it"
+            )
         case fx.RegisterIgnored("GITS_CTLR", _, fx.RegisterReason.INVALID_TABLES):
-            return "GITS_CTLR.Enabled was written without valid tables and queue; KVM ignores it"
+            return f"GITS_CTLR.Enabled was written without valid tables and queue; {host} ignores it"
         case fx.CwriterUnaligned():
             return "GITS_CWRITER was written with an offset that is no multiple of 32; the ITS rounds it down"
         case fx.CommandsWaiting():

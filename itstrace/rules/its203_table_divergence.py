@@ -73,4 +73,5 @@ def _refused(case: Case) -> pl.DataFrame:
     aims = ["vm", "its", "icid"]
     rows = rows.filter(pl.col("expected").is_not_null() & pl.col("icid").is_not_null())
     rows = case.held(rows, case.history.collections, aims, target="target_vcpu")
-    return case.without_lost(rows.filter(pl.col("target").is_not_null()), "time_ns", "end_ns")
+    rows = case.without_lost(rows.filter(pl.col("target").is_not_null()), "time_ns", "end_ns")
+    return case.without_lost_commands(rows, "set_by")

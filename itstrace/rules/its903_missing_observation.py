@@ -39,9 +39,19 @@ def missing_observation(case: Case) -> Iterator[Finding]:
     for name in lacking:
         observation = next(o for o in OBSERVATIONS if o.name == name)
         codes = [code for code, names in case.skipped.items() if name in names]
-        missing = [probe for probe in observation.fed_by[0] if probe not in case.observations.fed_by]
+        ways = observation.ways(case.host)
+        if not ways:
+            yield case.finding(
+                f"{name} ({observation.what}) is nothing that a log of {case.host} tells, so {', '.join(codes)} could not run.",
+                count=len(codes),
+                advice=f"Nothing: {case.host}'s ITS hands an LPI straight to its redistributor. Record the guest on KVM to "
+                "see these.",
+            )
+            continue
+        missing = [probe for probe in ways[0] if probe not in case.observations.fed_by]
         wanted = ", ".join(f"{PROBES[probe].events[0]} ({PROBES[probe].kernel})" for probe in missing)
         yield case.finding(
             f"{name} ({observation.what}) was not recorded, so {', '.join(codes)} could not run. Missing: {wanted}.",
             count=len(codes),
+            **({"advice": 'Record with -trace "gicv3_its_*".'} if case.host == "QEMU" else {}),
         )

@@ -90,6 +90,20 @@ def test_mapd_v1_over_a_live_device_frees_it_first() -> None:
     assert not gic.its[0].devices[8].events
 
 
+def test_mapd_finds_in_memory_what_its_itt_held_on_qemu() -> None:
+    """As far as the new size reaches; another ITT is another table."""
+    gic = mapped("qemu")
+    run(gic, build.mapti(8, 3, 8193, 1))
+    again = run(gic, build.mapd(8, ITT, 1))
+    assert only(again, fx.LiveDeviceRemapped) == [
+        fx.LiveDeviceRemapped(0, 8, ((0, 8192), (3, 8193)), kept=True)
+    ]
+    assert only(again, fx.EventMapped) == [fx.EventMapped(0, 8, 0, 8192, 0, 0)]
+    other = run(gic, build.mapd(8, ITT + 0x1000, 5))
+    assert only(other, fx.LiveDeviceRemapped) == [fx.LiveDeviceRemapped(0, 8, ((0, 8192),), kept=False)]
+    assert only(other, fx.EventMapped) == []
+
+
 def test_mapd_leaves_what_is_pending() -> None:
     gic = mapped()
     run(gic, build.int_(8, 0), build.mapd(8, 0, 1, valid=False))

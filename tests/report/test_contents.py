@@ -116,3 +116,24 @@ def test_the_document_is_json() -> None:
     assert document["schema"] == "itstrace.info/1"
     assert sum(event["records"] for event in document["events"]) == held.counts["records"].sum()
     assert all(sum(event["by_cpu"].values()) == event["records"] for event in document["events"])
+
+
+def test_it_names_qemus_events_for_qemu_and_kvms_for_kvm(tmp_path: Path) -> None:
+    path = tmp_path / "its.log"
+    path.write_text("gicv3_its_cmd_sync GICv3 ITS: command SYNC\n")
+    needs = {**NEEDS, "ITS301": ("lost-lpi", ("QUEUEINGS",))}
+    told = " ".join(" ".join(line.plain for line in overview(Sheet(), _contents(path), needs)).split())
+
+    assert 'COMMANDS: record qemu:gicv3_its_process_command (QEMU, -trace "gicv3_its_*")' in told
+    assert "QUEUEINGS: no log of QEMU tells it" in told
+    assert "vgic_" not in told
+    assert "qemu:" not in _text(_contents(SAMPLES / "6.12-clean.dat"), Sheet())
+
+
+def test_it_says_what_a_log_of_qemu_is() -> None:
+    told = " ".join(_text(_contents(SAMPLES / "qemu-linux.log.zst"), Sheet()).split())
+
+    assert "QEMU log" in told
+    assert "ITS QEMU's own" in told
+    assert "clock wall" in told
+    assert "COMMANDS 595 records from qemu:gicv3_its_process_command" in told
