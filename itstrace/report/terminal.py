@@ -59,7 +59,9 @@ def report(sheet: Sheet, analysis: Analysis, why: Callable[[str], str], rules: i
     yield from latencies(sheet, analysis)
     yield sheet.rule("Coverage")
     seen = figures.observed(analysis.observations)
-    yield from coverage(sheet, seen, analysis.skipped, analysis.observations.fed_by)
+    yield from coverage(
+        sheet, seen, analysis.skipped, analysis.observations.fed_by, analysis.observations.found_by
+    )
 
 
 def tally(found: Sequence[Finding]) -> str:

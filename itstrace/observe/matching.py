@@ -1,0 +1,266 @@
+"""Which event feeds which probe, and which of its fields gives which column.
+
+Three things make an event a probe's: a file of the user's that says so, the name that our own definitions give it,
+or that it is named after the probe's function; the first of these that holds counts. Whatever the way, an event
+must have all that the probe cannot do without.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from itstrace.observe.catalogue import PROBES, Column, Place, Probe
+from itstrace.observe.recognise import own_fields, standing, unnamed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from itstrace.readers.base import EventField, EventFormat
+
+_ELEMENT = re.compile(r"(?P<array>[^\[\]]+)\[(?P<index>\d+)\]")
+#: Bytes of a number that may not be a pointer.
+_NARROW_BYTES = 4
+
+
+class How(IntEnum):
+    """By what an event was found to feed a probe, the surest first."""
+
+    FILE = 0
+    NAME = 1
+    FUNCTION = 2
+
+    @property
+    def words(self) -> str:
+        """For a reader of `info`."""
+        return ("by --events", "by name", "by function name")[self]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a column comes from: a field of the event, an element of an array field, or always the same value."""
+
+    field: str | None
+    index: int | None = None
+    constant: int | None = None
+
+    def __str__(self) -> str:
+        if self.field is None:
+            return str(self.constant)
+        return self.field if self.index is None else f"{self.field}[{self.index}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """Events that record a probe, and the fields under which they give its columns.
+
+    `constants`: what a column always is, for a probe that fires for nothing else. `events` may be empty in a
+    user's file: the fields are those of the events that are known without.
+    """
+
+    probe: Probe
+    events: tuple[str, ...]
+    constants: Mapping[str, int] = field(default_factory=dict)
+
+    def sources(self, event: EventFormat, how: How) -> dict[str, Source]:
+        """What gives each column; the columns that nothing gives are not in it."""
+        found: dict[str, Source] = {}
+        fields = {each.name: each for each in event.fields}
+        for column in self.probe.columns:
+            if column.name in self.constants:
+                found[column.name] = Source(None, constant=self.constants[column.name])
+                continue
+            source = next(filter(None, (_source(name, column, fields, how) for name in column.fields)), None)
+            if source is not None:
+                found[column.name] = source
+        if not found and how is How.FUNCTION and len(self.probe.arguments) == unnamed(event):
+            known = {column.name for column in self.probe.columns}
+            values = zip(self.probe.arguments, own_fields(event), strict=True)
+            found = {name: Source(value) for name, value in values if name in known}
+        return found
+
+    def lacks(self, sources: Mapping[str, Source]) -> tuple[Column, ...]:
+        """Columns that the probe cannot do without and nothing gives."""
+        return tuple(each for each in self.probe.columns if each.needed and each.name not in sources)
+
+
+def _source(name: str, column: Column, fields: Mapping[str, EventField], how: How) -> Source | None:
+    """A field, or an element of one, if the event has it and it can hold the column."""
+    element = _ELEMENT.fullmatch(name)
+    if element is None:
+        known = fields.get(name)
+        if known is None or not _can_hold(column, known.dtype):
+            return None
+        if how is How.FUNCTION and column.narrow and known.size_bytes > _NARROW_BYTES:
+            return None
+        return Source(name)
+    known, index = fields.get(element["array"]), int(element["index"])
+    if known is None or not isinstance(known.dtype, (pl.Array, pl.List)):
+        return None
+    if isinstance(known.dtype, pl.Array) and index >= known.dtype.size:
+        return None
+    inner = known.dtype.inner
+    return Source(element["array"], index) if isinstance(inner, pl.DataType) and inner.is_integer() else None
+
+
+def _can_hold(column: Column, dtype: pl.DataType) -> bool:
+    return column.dtype == pl.String() or dtype.is_numeric() or dtype == pl.Boolean()
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One event that feeds a probe."""
+
+    probe: Probe
+    event: str
+    how: How
+    #: Its place among the events that were found so, the best first.
+    rank: tuple[int, int]
+    sources: Mapping[str, Source]
+
+
+class Catalogue:
+    """The built-in probes, and what a user's file says besides."""
+
+    def __init__(self, own: tuple[Definition, ...] = (), path: Path | None = None) -> None:
+        self.path = path
+        self.own = tuple(definition for definition in own if definition.events)
+        fields_only = {definition.probe.name: definition for definition in own if not definition.events}
+        self.known = {
+            name: Definition(probe, probe.events)
+            if name not in fields_only
+            else replace(fields_only[name], events=probe.events)
+            for name, probe in PROBES.items()
+        }
+        self._by_function: dict[str, list[Definition]] = {}
+        for definition in self.known.values():
+            if definition.probe.place != Place.TRACEPOINT:
+                self._by_function.setdefault(definition.probe.function, []).append(definition)
+
+    def matches(self, event: EventFormat) -> list[Match]:
+        """The probes that an event feeds.
+
+        An event is known by its full name, or by its bare name in any group (dynamic events may stand in any);
+        text may tell no group at all.
+        """
+        return [
+            Match(definition.probe, event.full_name, how, rank, sources)
+            for definition, how, rank in self.claims(event)
+            for sources in [definition.sources(event, how)]
+            if not definition.lacks(sources)
+        ]
+
+    def claims(self, event: EventFormat) -> Iterator[tuple[Definition, How, tuple[int, int]]]:
+        """The definitions that claim an event and their rank, whether or not it has what they need; one a probe.
+
+        An event that the user's file names is what the file says, and nothing else.
+        """
+        own = _naming(self.own, event)
+        if own:
+            best: dict[str, tuple[Definition, tuple[int, int]]] = {}
+            for definition, rank in sorted(own, key=lambda each: self._missing(each[0], event)):
+                best.setdefault(definition.probe.name, (definition, rank))
+            yield from ((definition, How.FILE, rank) for definition, rank in best.values())
+            return
+        named = _naming(self.known.values(), event)
+        if named:
+            yield from ((definition, How.NAME, (0, rank[1])) for definition, rank in named)
+        else:
+            yield from ((definition, How.FUNCTION, (0, 0)) for definition in self._standing_in(event))
+
+    @staticmethod
+    def _missing(definition: Definition, event: EventFormat, how: How = How.FILE) -> int:
+        return len(definition.lacks(definition.sources(event, how)))
+
+    def _standing_in(self, event: EventFormat) -> list[Definition]:
+        """The definitions of the place of KVM's code that an event's name, and what the kernel says of it, tell."""
+        stands = standing(event)
+        if stands is None:
+            return []
+        at: dict[Place, list[Definition]] = {place: [] for place in Place}
+        for definition in self._by_function[stands.function]:
+            at[definition.probe.place].append(definition)
+
+        def fitting(place: Place) -> list[Definition]:
+            return [each for each in at[place] if not self._missing(each, event, How.FUNCTION)]
+
+        if stands.place is not Place.RETURN and fitting(Place.INSIDE):
+            # What only the inside of a function can tell is told there, whatever the event's name says.
+            return at[Place.INSIDE]
+        if stands.place is not None:
+            return at[stands.place]
+        returns = [
+            each
+            for each in fitting(Place.RETURN)
+            # A value that was returned says where the event stands, as does that there is nowhere else to be.
+            if not at[Place.ENTRY] or "ret" in each.sources(event, How.FUNCTION)
+        ]
+        return fitting(Place.ENTRY) or returns or at[Place.ENTRY] or at[Place.RETURN]
+
+    def find(self, formats: Mapping[str, EventFormat]) -> dict[str, list[Match]]:
+        """Which events of a capture may feed which probe, the best first."""
+        found: dict[str, list[Match]] = {}
+        for event in formats.values():
+            for match in self.matches(event):
+                found.setdefault(match.probe.name, []).append(match)
+        for matches in found.values():
+            matches.sort(key=lambda match: (match.how, match.rank, -len(match.sources)))
+        return {name: found[name] for name in PROBES if name in found}
+
+    def remarks(self, formats: Mapping[str, EventFormat]) -> list[str]:
+        """What a user's file asks for and the capture does not give, a sentence each."""
+        found = []
+        for definition in self.own:
+            for name in definition.events:
+                events = [event for event in formats.values() if names(name, event)]
+                if not events:
+                    near = get_close_matches(name, [*formats, *(event.name for event in formats.values())], 1)
+                    like = f"; there is {near[0]}" if near else ""
+                    found.append(f"[{definition.probe.name}] {name}: the capture has no such event{like}")
+                    continue
+                for event in events:
+                    lacking = definition.lacks(definition.sources(event, How.FILE))
+                    others = (m.probe.name == definition.probe.name for m in self.matches(event))
+                    if lacking and not any(others):
+                        found.append(
+                            f"[{definition.probe.name}] {event.full_name} has no field for "
+                            f"{', '.join(_looked_for(column) for column in lacking)}; "
+                            f"it has {', '.join(own_fields(event)) or 'none at all'}"
+                        )
+        return found
+
+
+def _looked_for(column: Column) -> str:
+    return (
+        f"{column.name} (one of {', '.join(column.fields)})"
+        if column.fields != (column.name,)
+        else column.name
+    )
+
+
+def names(name: str, event: EventFormat) -> bool:
+    """Whether a name, with or without its group, is an event's."""
+    bare = name if event.system else name.rpartition(":")[2]
+    return bare in (event.full_name, event.name)
+
+
+def _naming(
+    definitions: Iterable[Definition], event: EventFormat
+) -> list[tuple[Definition, tuple[int, int]]]:
+    """Definitions that name an event; which of them each is, and at which place it does."""
+    return [
+        (definition, (number, place))
+        for number, definition in enumerate(definitions)
+        for place in [next((at for at, name in enumerate(definition.events) if names(name, event)), None)]
+        if place is not None
+    ]
+
+
+#: What itstrace understands without a file.
+BUILT_IN = Catalogue()
