@@ -75,6 +75,11 @@ class _EventsFile:
             if name not in PROBES:
                 self._no_probe(name)
             tables = said if isinstance(said, list) else [said]
+            if sum(isinstance(table, dict) and "events" not in table for table in tables) > 1:
+                self._wrong(
+                    f"[[{name}]]: only one of several tables of a probe can be without events",
+                    "name the events that each is for",
+                )
             for number, table in enumerate(tables):
                 where = f"[{name}]" if len(tables) == 1 else f"[[{name}]] number {number + 1}"
                 if not isinstance(table, dict):

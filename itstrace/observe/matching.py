@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _ELEMENT = re.compile(r"(?P<array>[^\[\]]+)\[(?P<index>\d+)\]")
 #: Bytes of a number that may not be a pointer.
 _NARROW_BYTES = 4
+#: Of the names that a column's field may have, how many a sentence has room for.
+_NAMES_SHOWN = 4
 
 
 class How(IntEnum):
@@ -79,10 +81,13 @@ class Definition:
             source = next(filter(None, (_source(name, column, fields, how) for name in column.fields)), None)
             if source is not None:
                 found[column.name] = source
-        if not found and how is How.FUNCTION and len(self.probe.arguments) == unnamed(event):
-            known = {column.name for column in self.probe.columns}
-            values = zip(self.probe.arguments, own_fields(event), strict=True)
-            found = {name: Source(value) for name, value in values if name in known}
+        arguments = self.probe.arguments
+        if not found and how is How.FUNCTION and arguments and len(arguments) == unnamed(event):
+            values = dict(zip(arguments, own_fields(event), strict=True))
+            for column in self.probe.columns:
+                if column.name in values:
+                    source = _source(values[column.name], column, fields, how)
+                    found |= {} if source is None else {column.name: source}
         return found
 
     def lacks(self, sources: Mapping[str, Source]) -> tuple[Column, ...]:
@@ -230,18 +235,18 @@ class Catalogue:
                     if lacking and not any(others):
                         found.append(
                             f"[{definition.probe.name}] {event.full_name} has no field for "
-                            f"{', '.join(_looked_for(column) for column in lacking)}; "
+                            f"{', '.join(looked_for(column) for column in lacking)}; "
                             f"it has {', '.join(own_fields(event)) or 'none at all'}"
                         )
         return found
 
 
-def _looked_for(column: Column) -> str:
-    return (
-        f"{column.name} (one of {', '.join(column.fields)})"
-        if column.fields != (column.name,)
-        else column.name
-    )
+def looked_for(column: Column) -> str:
+    """A column, and under which names it was looked for, where they are others."""
+    if column.fields == (column.name,):
+        return column.name
+    more = ", ..." if len(column.fields) > _NAMES_SHOWN else ""
+    return f"{column.name} (looked for {', '.join(column.fields[:_NAMES_SHOWN])}{more})"
 
 
 def names(name: str, event: EventFormat) -> bool:

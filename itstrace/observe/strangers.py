@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
 from itstrace.observe.catalogue import PROBES, Place, Probe
-from itstrace.observe.matching import Catalogue, Definition, How, Source
+from itstrace.observe.matching import Catalogue, Definition, How, Source, looked_for
 from itstrace.observe.recognise import direction, own_fields, standing
 
 if TYPE_CHECKING:
@@ -87,13 +87,10 @@ def _stranger(event: EventFormat, catalogue: Catalogue) -> Stranger:
         )
         sources = definition.sources(event, how)
         lacking = definition.lacks(sources)
-        looked_for = ", ".join(
-            f"{column.name} (looked for {', '.join(column.fields)})"
-            if column.fields != (column.name,)
-            else column.name
-            for column in lacking
+        why = (
+            f"{definition.probe.name} {how.words}, but no field gives "
+            f"{', '.join(looked_for(column) for column in lacking)}"
         )
-        why = f"{definition.probe.name} {how.words}, but no field gives {looked_for}"
         return _near(event, definition.probe, sources, tuple(column.name for column in lacking), why)
     stands = standing(event)
     if stands is not None:
@@ -116,6 +113,8 @@ def _near(
 ) -> Stranger:
     taken = {source.field for source in sources.values()}
     left = tuple(name for name in own_fields(event) if name not in taken)
+    if missing and not left:
+        why += "; record it with that"
     return Stranger(event.full_name, why, probe.name, missing, left)
 
 

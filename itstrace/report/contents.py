@@ -262,8 +262,11 @@ def _not_understood(sheet: Sheet, held: Contents) -> Iterator[Text]:
         first="  ",
     )
     for line in file.splitlines():
-        rest = "    # " if line.startswith("#") else "    "
-        yield from sheet.wrap(Text(line, "cyan"), first="    ", rest=rest)
+        if line:
+            rest = "    # " if line.startswith("#") else "    "
+            yield from sheet.wrap(Text(line, "cyan"), first="    ", rest=rest)
+        else:
+            yield Text()
 
 
 def _machine(info: CaptureInfo) -> str:
