@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace.observe.catalogue import PROBES, Probe
-from itstrace.observe.matching import BUILT_IN, Catalogue, How, Match, Source
+from itstrace.observe.matching import BUILT_IN, Catalogue, How, Match, Source, best_first
 from itstrace.readers.base import HEAD, column_name
 
 if TYPE_CHECKING:
@@ -146,15 +146,16 @@ def collect(capture: Capture, catalogue: Catalogue = BUILT_IN) -> Raw:
     """
     heaps: dict[tuple[str, str], _Heap] = {}
     by_event: dict[str, list[_Heap]] = {}
+    asked: dict[str, list[Match]] = {}
 
     def choose(event: EventFormat) -> tuple[EventField, ...] | None:
-        needed: set[str | None] = set()
-        for match in catalogue.matches(event):
+        matches = asked[event.full_name] = catalogue.matches(event)
+        if not matches:
+            return None
+        for match in matches:
             heap = heaps[match.probe.name, match.event] = _Heap(_select(match, event), _kept(match.probe))
             by_event.setdefault(match.event, []).append(heap)
-            needed.update(source.field for source in match.sources.values())
-        if event.full_name not in by_event:
-            return None
+        needed = {source.field for match in matches for source in match.sources.values()}
         return tuple(field for field in event.fields if field.name in needed)
 
     for block in capture.blocks(choose):
@@ -164,7 +165,11 @@ def collect(capture: Capture, catalogue: Catalogue = BUILT_IN) -> Raw:
                     heap.add(frame)
     frames: dict[str, pl.DataFrame] = {}
     raw = Raw(frames, remarks=catalogue.remarks(capture.formats))
-    for name, matches in catalogue.find(capture.formats).items():
+    # A reader of text learns of fields while it reads: what counts is what an event had when it was asked for.
+    for event in capture.formats.values():
+        if event.full_name not in asked:
+            choose(event)
+    for name, matches in best_first(match for several in asked.values() for match in several).items():
         parts = [heaps[name, match.event].take() for match in matches]
         # Of several events for one probe the first that fired serves; they record the same thing.
         fired = next((number for number, part in enumerate(parts) if part is not None), 0)

@@ -210,13 +210,7 @@ class Catalogue:
 
     def find(self, formats: Mapping[str, EventFormat]) -> dict[str, list[Match]]:
         """Which events of a capture may feed which probe, the best first."""
-        found: dict[str, list[Match]] = {}
-        for event in formats.values():
-            for match in self.matches(event):
-                found.setdefault(match.probe.name, []).append(match)
-        for matches in found.values():
-            matches.sort(key=lambda match: (match.how, match.rank, -len(match.sources)))
-        return {name: found[name] for name in PROBES if name in found}
+        return best_first(match for event in formats.values() for match in self.matches(event))
 
     def remarks(self, formats: Mapping[str, EventFormat]) -> list[str]:
         """What a user's file asks for and the capture does not give, a sentence each."""
@@ -239,6 +233,16 @@ class Catalogue:
                             f"it has {', '.join(own_fields(event)) or 'none at all'}"
                         )
         return found
+
+
+def best_first(matches: Iterable[Match]) -> dict[str, list[Match]]:
+    """Matches by probe, in the order of the table; of each probe the best first."""
+    found: dict[str, list[Match]] = {}
+    for match in matches:
+        found.setdefault(match.probe.name, []).append(match)
+    for several in found.values():
+        several.sort(key=lambda match: (match.how, match.rank, -len(match.sources)))
+    return {name: found[name] for name in PROBES if name in found}
 
 
 def looked_for(column: Column) -> str:

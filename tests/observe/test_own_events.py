@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import polars as pl
 import pytest
 from conftest import SAMPLES, analysis_of
-from helpers.renamed import rename, renames
+from helpers.renamed import Edit, rename, renames
+from hypothesis import given
+from hypothesis import strategies as st
 
 from itstrace import Analysis, UsageError, analyze
 from itstrace.errors import NothingToAnalyzeError
@@ -90,6 +94,35 @@ def test_a_capture_of_6_1_whose_returns_stand_within_functions(tmp_path: Path) -
     path = rename(sample, tmp_path / "renamed.dat", renames(_named(_plain) | {"its_cmd_off": "its_cmd_off"}))
 
     _tells_the_same(analyze(path), analysis_of(sample))
+
+
+def _as_text_has_it(edit: Edit) -> Edit:
+    """Descriptions without what text does not tell: groups, and whether a probe stands at a return."""
+
+    def edited(system: str, text: str) -> tuple[str, str]:
+        _, text = edit(system, text)
+        return "", re.sub(r"\tfield:unsigned long __probe_\w+;.*\n", "", text)
+
+    return edited
+
+
+def _function_and_place(probe: Probe, number: int) -> str:
+    ends = {Place.RETURN: "_ret", Place.INSIDE: "_inside"}.get(probe.place, "")
+    return f"{probe.function}{'_part_0' if number else ends}"
+
+
+@pytest.mark.parametrize("name", [_kprobe, _function_and_place])
+def test_names_alone_do_where_a_capture_tells_nothing_else(
+    name: Callable[[Probe, int], str], tmp_path: Path
+) -> None:
+    names = {event: each.rpartition(":")[2] for event, each in _named(name).items()}
+    names["its_cmd_off"] = "its_cmd_off" if name is _function_and_place else names["its_cmd_off"]
+    analysis = analyze(rename(DOUBLE, tmp_path / "text.dat", _as_text_has_it(renames(names))))
+
+    _tells_the_same(analysis, analysis_of(DOUBLE))
+    assert ":" not in "".join(
+        analysis.observations.fed_by[probe] for probe in ("process", "guest_read", "enter")
+    )
 
 
 _OTHER_FIELDS = {
@@ -289,6 +322,57 @@ def test_a_mistake_in_a_file_is_named_with_its_place(
     assert caught.value.message.startswith(f"--events {path}: ")
     assert problem in caught.value.message
     assert advice in str(caught.value)
+
+
+_NAMES = st.sampled_from(
+    ["guest_read", "fold", "marker", "events", "fields", "names", "len", "dw0", "type", "at", "a"]
+)
+_VALUES = st.recursive(
+    st.one_of(
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.sampled_from(["'a'", "'w[0]'", "''", "1979-05-27", "'u32'"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda each: f"[{', '.join(map(_toml, each))}]"),
+        st.dictionaries(_NAMES, inner, max_size=3).map(
+            lambda each: "{" + ", ".join(f"{name} = {_toml(value)}" for name, value in each.items()) + "}"
+        ),
+    ),
+    max_leaves=6,
+)
+
+
+def _toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, (bool, float)) else str(value)
+
+
+def _refused(raw: bytes) -> bool:
+    """Whether a file is refused, and with its name."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "mine.toml"
+        path.write_bytes(raw)
+        try:
+            load_events(path)
+        except UsageError as error:
+            message = error.message
+        else:
+            return False
+    assert message.startswith(f"--events {path}: ")
+    return True
+
+
+@given(st.dictionaries(_NAMES, _VALUES, min_size=1, max_size=3))
+def test_whatever_a_file_says_it_is_understood_or_refused(said: dict[str, object]) -> None:
+    text = "\n".join(f"{name} = {_toml(value)}" for name, value in said.items())
+
+    assert _refused(text.encode()) or said.keys() <= PROBES.keys()
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_are_understood_or_refused(raw: bytes) -> None:
+    assert _refused(raw) or not tomllib.loads(raw.decode()).keys() - PROBES.keys()
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
