@@ -43,7 +43,7 @@ class Column:
 
     `required`: a record without it says nothing, and an event that has no such field is not this probe.
     `expected`: an event that has no such field is not this probe either, but a record may leave it empty.
-    `narrow`: a number of 32 bits at most; a wider field of the same name would be a pointer.
+    `narrow`: a number of 32 bits at most; an unsigned field of 64 bits may be a pointer by the same name.
     """
 
     name: str

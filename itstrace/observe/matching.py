@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from itstrace.readers.base import EventField, EventFormat
 
 _ELEMENT = re.compile(r"(?P<array>[^\[\]]+)\[(?P<index>\d+)\]")
-#: Bytes of a number that may not be a pointer.
-_NARROW_BYTES = 4
 #: Of the names that a column's field may have, how many a sentence has room for.
 _NAMES_SHOWN = 4
 
@@ -102,7 +100,7 @@ def _source(name: str, column: Column, fields: Mapping[str, EventField], how: Ho
         known = fields.get(name)
         if known is None or not _can_hold(column, known.dtype):
             return None
-        if how is How.FUNCTION and column.narrow and known.size_bytes > _NARROW_BYTES:
+        if how is How.FUNCTION and column.narrow and known.dtype == pl.UInt64():
             return None
         return Source(name)
     known, index = fields.get(element["array"]), int(element["index"])
@@ -229,7 +227,7 @@ class Catalogue:
                     if lacking and not any(others):
                         found.append(
                             f"[{definition.probe.name}] {event.full_name} has no field for "
-                            f"{', '.join(looked_for(column) for column in lacking)}; "
+                            f"{', '.join(looked_for(column, event) for column in lacking)}; "
                             f"it has {', '.join(own_fields(event)) or 'none at all'}"
                         )
         return found
@@ -245,8 +243,12 @@ def best_first(matches: Iterable[Match]) -> dict[str, list[Match]]:
     return {name: found[name] for name in PROBES if name in found}
 
 
-def looked_for(column: Column) -> str:
-    """A column, and under which names it was looked for, where they are others."""
+def looked_for(column: Column, event: EventFormat) -> str:
+    """A column that an event does not give: under which names it was looked for, or why such a field does not do."""
+    unfit = next((each for each in event.fields if each.name in column.fields), None)
+    if unfit is not None:
+        why = "may be a pointer" if _can_hold(column, unfit.dtype) else "is no number"
+        return f"{column.name} ({unfit.name}, a {unfit.c_type}, {why})"
     if column.fields == (column.name,):
         return column.name
     more = ", ..." if len(column.fields) > _NAMES_SHOWN else ""

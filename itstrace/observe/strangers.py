@@ -89,7 +89,7 @@ def _stranger(event: EventFormat, catalogue: Catalogue) -> Stranger:
         lacking = definition.lacks(sources)
         why = (
             f"{definition.probe.name} {how.words}, but no field gives "
-            f"{', '.join(looked_for(column) for column in lacking)}"
+            f"{', '.join(looked_for(column, event) for column in lacking)}"
         )
         return _near(event, definition.probe, sources, tuple(column.name for column in lacking), why)
     stands = standing(event)

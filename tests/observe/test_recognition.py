@@ -19,13 +19,16 @@ ENTRY, RETURN = "__probe_ip", "__probe_func __probe_ret_ip"
 READ = "gpa len dw0 dw1 dw2 dw3 ret"
 PROCESS = "kvm its cbaser creadr cwriter"
 
-_DTYPES: dict[int, pl.DataType] = {4: pl.Int32(), 8: pl.UInt64()}
+#: As a binary capture has them; text has all numbers in 64 bits, those that are printed in hex unsigned.
+_DTYPES: dict[int, pl.DataType] = {4: pl.Int32(), 8: pl.UInt64(), 64: pl.Int64()}
 
 
 def _field(name: str, size_bytes: int = 8) -> EventField:
     bare, _, count = name.removesuffix("]").partition("[")
     dtype: pl.DataType = pl.Array(pl.UInt64(), int(count)) if count else _DTYPES[size_bytes]
-    return EventField(bare, "u64", 0, size_bytes * int(count or 1), signed=False, dtype=dtype)
+    return EventField(
+        bare, f"u64[{count}]" if count else "u64", 0, size_bytes * int(count or 1), signed=False, dtype=dtype
+    )
 
 
 def event(full_name: str, fields: str) -> EventFormat:
@@ -84,6 +87,7 @@ def event(full_name: str, fields: str) -> EventFormat:
         ("vgic_its_process_commands_return", "its creadr cwriter", "process_end"),
         ("vgic_its_inject_msi", "lo hi data devid", "msi"),
         ("vgic_its_inject_msi", "ret", "msi_end"),
+        ("p_vgic_v3_fold_lr_state_0", "vcpu:64 used:64 lr0 lr1", "fold"),
         ("p_vgic_its_process_commands_0", PROCESS, "process"),
         ("r_vgic_its_process_commands_0", "", "process_end"),
         # Not of this world.
@@ -156,6 +160,8 @@ def test_what_looks_useful_and_feeds_nothing_is_told_why() -> None:
             event("mine:fold_lr2", f"{ENTRY} vcpu:4 n a b c"),
             event("its:mapi_ret", f"{RETURN} ret"),
             event("mine:gic_thing", "a"),
+            event("fprobes:vgic_enable_lpis__entry", f"{ENTRY} vcpu"),
+            event("its:lpi_config_ret", f"{RETURN} intid[2] enabled"),
             event("kvm:vgic_update_irq_pending", "vcpu_id irq level"),
             event("kvm:kvm_mmio", "gpa val"),
             event("kvm:kvm_entry", "vcpu_pc"),
@@ -174,6 +180,9 @@ def test_what_looks_useful_and_feeds_nothing_is_told_why() -> None:
         "kprobes:p_kvm_read_guest_0": "it stands at the entry of kvm_read_guest, where itstrace reads nothing",
         "mine:cmds": "its fields are like guest_read (kvm_read_guest, return)",
         "mine:fold_lr2": "its name is like fold (vgic_v3_fold_lr_state), but no field gives used, lr0",
+        "fprobes:vgic_enable_lpis__entry": "enable_lpis by function name, but no field gives vcpu "
+        "(vcpu, a u64, may be a pointer)",
+        "its:lpi_config_ret": "config_end by name, but no field gives intid (intid, a u64[2], is no number)",
         "its:mapi_ret": "nothing in the name or the fields says what was recorded",
         "mine:other": "nothing in the name or the fields says what was recorded",
         "mine:gic_thing": "nothing in the name or the fields says what was recorded",
@@ -182,11 +191,21 @@ def test_what_looks_useful_and_feeds_nothing_is_told_why() -> None:
         "[guest_read]  # kvm_read_guest, return",
         'events = ["mine:cmds"]',
         "",
+        "[config_end]  # update_lpi_config, return",
+        'events = ["its:lpi_config_ret"]',
+        'fields.intid = "FIELD"',
+        "# its other fields: intid",
+        "",
         "[fold]  # vgic_v3_fold_lr_state",
         'events = ["mine:fold_lr2"]',
         'fields.used = "FIELD"',
         'fields.lr0 = "FIELD"',
         "# its other fields: n, a, b, c",
+        "",
+        "[enable_lpis]  # vgic_enable_lpis",
+        'events = ["fprobes:vgic_enable_lpis__entry"]',
+        'fields.vcpu = "FIELD"',
+        "# its other fields: vcpu",
     ]
 
 
