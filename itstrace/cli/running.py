@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+#: What a file of events asks for in vain: so much of it is told.
+_REMARKS = 8
 _MARKER = "ftrace:print"
 
 
@@ -36,8 +38,11 @@ def analyzed(
     with working(f"analyzing {path.name}"):
         seed = combine_seeds([load_seed(spec, lambda text: _instant(path, text)) for spec in seeds])
         analysis = analyze(path, profile=profile, seed=seed, events=events)
-    for remark in analysis.observations.remarks:
+    remarks = analysis.observations.remarks
+    for remark in remarks[:_REMARKS]:
         note(f"{events}: {remark}")
+    if len(remarks) > _REMARKS:
+        note(f"{events}: and {len(remarks) - _REMARKS} more of the kind; itstrace info --json has all")
     return analysis
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _ELEMENT = re.compile(r"(?P<array>[^\[\]]+)\[(?P<index>\d+)\]")
 #: Of the names that a column's field may have, how many a sentence has room for.
 _NAMES_SHOWN = 4
+#: For how many events that a capture has not got a likeness is looked for: each costs a look at all others.
+_SUGGESTED = 8
 
 
 class How(IntEnum):
@@ -141,6 +143,7 @@ class Catalogue:
             else replace(fields_only[name], events=probe.events)
             for name, probe in PROBES.items()
         }
+        self._own_names, self._names = _Names(self.own), _Names(self.known.values())
         self._by_function: dict[str, list[Definition]] = {}
         for definition in self.known.values():
             if definition.probe.place != Place.TRACEPOINT:
@@ -164,14 +167,14 @@ class Catalogue:
 
         An event that the user's file names is what the file says, and nothing else.
         """
-        own = _naming(self.own, event)
+        own = self._own_names.of(event)
         if own:
             best: dict[str, tuple[Definition, tuple[int, int]]] = {}
             for definition, rank in sorted(own, key=lambda each: self._missing(each[0], event)):
                 best.setdefault(definition.probe.name, (definition, rank))
             yield from ((definition, How.FILE, rank) for definition, rank in best.values())
             return
-        named = _naming(self.known.values(), event)
+        named = self._names.of(event)
         if named:
             yield from ((definition, How.NAME, (0, rank[1])) for definition, rank in named)
         else:
@@ -212,18 +215,23 @@ class Catalogue:
 
     def remarks(self, formats: Mapping[str, EventFormat]) -> list[str]:
         """What a user's file asks for and the capture does not give, a sentence each."""
-        found = []
+        found, suggested = [], 0
+        by_name: dict[str, list[EventFormat]] = {}
+        for event in formats.values():
+            for name in {event.full_name, event.name}:
+                by_name.setdefault(name, []).append(event)
         for definition in self.own:
             for name in definition.events:
-                events = [event for event in formats.values() if names(name, event)]
+                bare = name.rpartition(":")[2]
+                events = by_name.get(name) or [each for each in by_name.get(bare, ()) if not each.system]
                 if not events:
-                    near = get_close_matches(name, [*formats, *(event.name for event in formats.values())], 1)
+                    suggested += 1
+                    near = get_close_matches(name, by_name, 1) if suggested <= _SUGGESTED else []
                     like = f"; there is {near[0]}" if near else ""
                     found.append(f"[{definition.probe.name}] {name}: the capture has no such event{like}")
-                    continue
                 for event in events:
                     lacking = definition.lacks(definition.sources(event, How.FILE))
-                    others = (m.probe.name == definition.probe.name for m in self.matches(event))
+                    others = (match.probe.name == definition.probe.name for match in self.matches(event))
                     if lacking and not any(others):
                         found.append(
                             f"[{definition.probe.name}] {event.full_name} has no field for "
@@ -255,22 +263,28 @@ def looked_for(column: Column, event: EventFormat) -> str:
     return f"{column.name} (looked for {', '.join(column.fields[:_NAMES_SHOWN])}{more})"
 
 
-def names(name: str, event: EventFormat) -> bool:
-    """Whether a name, with or without its group, is an event's."""
-    bare = name if event.system else name.rpartition(":")[2]
-    return bare in (event.full_name, event.name)
+class _Names:
+    """Definitions by the events that they name, with or without a group."""
 
+    def __init__(self, definitions: Iterable[Definition]) -> None:
+        self._definitions = tuple(definitions)
+        self._exact: dict[str, list[tuple[int, int]]] = {}
+        self._bare: dict[str, list[tuple[int, int]]] = {}
+        for number, definition in enumerate(self._definitions):
+            for place, name in enumerate(definition.events):
+                self._exact.setdefault(name, []).append((number, place))
+                self._bare.setdefault(name.rpartition(":")[2], []).append((number, place))
 
-def _naming(
-    definitions: Iterable[Definition], event: EventFormat
-) -> list[tuple[Definition, tuple[int, int]]]:
-    """Definitions that name an event; which of them each is, and at which place it does."""
-    return [
-        (definition, (number, place))
-        for number, definition in enumerate(definitions)
-        for place in [next((at for at, name in enumerate(definition.events) if names(name, event)), None)]
-        if place is not None
-    ]
+    def of(self, event: EventFormat) -> list[tuple[Definition, tuple[int, int]]]:
+        """Definitions that name an event; which of them each is, and at which place it does."""
+        if event.system:
+            ranks = [*self._exact.get(event.full_name, ()), *self._exact.get(event.name, ())]
+        else:
+            ranks = self._bare.get(event.name, [])
+        first: dict[int, int] = {}
+        for number, place in sorted(ranks):
+            first.setdefault(number, place)
+        return [(self._definitions[number], (number, place)) for number, place in first.items()]
 
 
 #: What itstrace understands without a file.

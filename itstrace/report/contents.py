@@ -234,8 +234,10 @@ def overview(sheet: Sheet, held: Contents, needs: Needs) -> Iterator[Text]:
 def _not_understood(sheet: Sheet, held: Contents) -> Iterator[Text]:
     """Events that look useful and feed nothing: why, and the file of events that would make them feed something."""
     yield sheet.rule("Not understood", "events that look useful and feed nothing")
-    for remark in held.remarks:
+    for remark in held.remarks[:_STRANGERS_SHOWN]:
         yield from sheet.wrap(Text(f"{held.events_file}: {remark}", "yellow"), first="  - ", rest="    ")
+    if len(held.remarks) > _STRANGERS_SHOWN:
+        yield Text(f"  {_STRANGERS_SHOWN} of {len(held.remarks)} shown, --json has all", "dim italic")
     records = held.records
     shown = held.strangers[:_STRANGERS_SHOWN]
     by_why: dict[str, list[str]] = {}

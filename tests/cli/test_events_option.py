@@ -89,3 +89,14 @@ def test_a_mistake_in_the_file_is_wrong_usage(mine: tuple[Path, Path], tmp_path:
             == f"--events {file}: [guest_read] fields.lenght: guest_read has no such column"
         )
         assert caught.value.advice == "fields.len"
+
+
+def test_a_file_for_other_captures_says_little_of_what_this_one_lacks(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text("[fold]\nevents = [" + ", ".join(f'"vgic:fold_lr_{n}"' for n in range(30)) + "]\n")
+    _, notes = _run("tables", SAMPLES / "6.12-double-delivery.dat", "--events", file)
+    told, _ = _run("info", SAMPLES / "6.12-double-delivery.dat", "--events", file)
+
+    assert len(notes.splitlines()) == 9
+    assert notes.splitlines()[-1] == f"{file}: and 22 more of the kind; itstrace info --json has all"
+    assert "12 of 30 shown, --json has all" in told
