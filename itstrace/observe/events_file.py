@@ -104,7 +104,7 @@ class _EventsFile:
     def _definition(self, probe: Probe, where: str, table: dict[str, Any]) -> Definition:
         for key, said in table.items():
             if key in _PLACE_KEYS:
-                self._unchanged(where, key, said, TABLE[probe.name].get(key))
+                self._unchanged(where, key, said, TABLE.get(probe.name, {}).get(key))
             elif key not in ("events", "fields"):
                 near = get_close_matches(key, ("events", "fields"), 1)
                 is_column = any(key == column.name for column in probe.columns)
@@ -155,7 +155,12 @@ class _EventsFile:
         if isinstance(said, dict):
             for key, value in said.items():
                 if key in _BUILT_IN_KEYS:
-                    self._unchanged(where, key, value, TABLE[probe.name]["fields"][column.name].get(key))
+                    self._unchanged(
+                        where,
+                        key,
+                        value,
+                        TABLE.get(probe.name, {}).get("fields", {}).get(column.name, {}).get(key),
+                    )
                 elif key != "names":
                     self._wrong(f"{where} {key}: there is no such key", "names")
             if "names" not in said:

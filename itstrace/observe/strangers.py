@@ -25,6 +25,8 @@ _GROUPS: Final = frozenset({"its", "vgic"})
 _WORDS: Final = frozenset({"its", "vgic", "lpi", "lpis", "gic"})
 #: Probes of programs, not of the kernel: uprobe_events, and perf probe -x. Source: tools/perf/util/probe-event.c
 _OF_PROGRAMS: Final = re.compile(r"uprobes|probe_.*")
+#: Groups whose tracepoints are what they are on every host.
+_STOCK_GROUPS: Final = frozenset({"kvm", "qemu"})
 #: Stock tracepoints of these words that never fire for LPIs. Kernel: virt/kvm (v6.12), include/trace/events
 _STOCK: Final = frozenset({"vgic_update_irq_pending"})
 #: What stands in a file of events for a field that only its author can know.
@@ -76,7 +78,7 @@ def _looks_useful(event: EventFormat, catalogue: Catalogue) -> bool:
         return False
     words = set(re.split(r"[^a-z0-9]+", event.name.lower()))
     named = event.system in _GROUPS or not words.isdisjoint(_WORDS) or "kvm_read_guest" in event.name
-    return direction(event) is not None or (named and event.system != "kvm")
+    return direction(event) is not None or (named and event.system not in _STOCK_GROUPS)
 
 
 def _stranger(event: EventFormat, catalogue: Catalogue) -> Stranger:
