@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from itstrace.errors import NothingToAnalyzeError
 from itstrace.lives import Lives, live
-from itstrace.observe import Observations, observe
+from itstrace.observe import Catalogue, Observations, load_events, observe
 from itstrace.readers import open_capture
 from itstrace.readers.qemulog import RECORD as QEMU_ADVICE
 from itstrace.replay import History, replay
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from itstrace.findings import Finding, SkippedRule
     from itstrace.readers.base import CaptureInfo
     from itstrace.seed import Seed
+
+_ADVICE = (
+    "`itstrace info` lists what is in it, and events that look useful and are not understood; record the kvm "
+    "events and the dynamic events of docs/observations.md on the arm64 host"
+)
+#: Remarks on a file of events that an error has room for.
+_REMARKS = 3
 
 
 @dataclass(slots=True)
@@ -57,16 +64,24 @@ class Analysis:
         return tables
 
 
-def analyze(path: Path | str, *, profile: str | None = None, seed: Seed | None = None) -> Analysis:
+def analyze(
+    path: Path | str,
+    *,
+    profile: str | None = None,
+    seed: Seed | None = None,
+    events: Path | str | None = None,
+) -> Analysis:
     """Analyze a capture: replay its ITS commands, rebuild tables and lives, and name what went wrong.
 
     `profile` overrides the model (`architecture`, `kvm-6.1`, `kvm-6.12`, `kvm-7.3`, `qemu`), else the capture's
-    own kernel chooses, or its kind: a log of QEMU is replayed as `qemu`.
+    own kernel chooses, or its kind: a log of QEMU is replayed as `qemu`. `events` is a TOML file that says which of
+    the capture's own events is what (docs/events.md).
     Raises: CaptureError where the file cannot be read at all, NothingToAnalyzeError where it holds nothing of
-    an ITS or an LPI.
+    an ITS or an LPI; UsageError where the file of events says what cannot be.
     """
+    catalogue = Catalogue() if events is None else load_events(events)
     with open_capture(path) as capture:
-        observations = observe(capture)
+        observations = observe(capture, catalogue)
         info, counts, gaps, damage = capture.info, capture.counts(), capture.gaps(), capture.damage()
         start_ns, end_ns = capture.span()
     if not _anything(observations, info):
@@ -75,8 +90,7 @@ def analyze(path: Path | str, *, profile: str | None = None, seed: Seed | None =
             "nothing of an ITS, an LPI or a KVM/arm64 guest was recorded",
             advice=QEMU_ADVICE
             if info.model == "qemu"
-            else "`itstrace info` lists what is in it; record the kvm events and the dynamic events of "
-            "docs/observations.md on the arm64 host",
+            else "; ".join([*(f"{events}: {one}" for one in observations.remarks[:_REMARKS]), _ADVICE]),
         )
     history = replay(observations, kernel=info.kernel, profile=profile or info.model, seed=seed)
     lives = live(observations, history)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from itstrace.analysis import Analysis
-from itstrace.cli.options import Profile, Seeds
+from itstrace.cli.options import Events, Profile, Seeds
 from itstrace.cli.output import Output, json_text
 from itstrace.cli.running import analyzed
 from itstrace.errors import ExitCode, UsageError
@@ -64,6 +64,7 @@ def _analyze(  # noqa: PLR0917  one option each; the order is the help's
     ] = None,
     seed: Seeds = None,
     kernel: Profile = None,
+    events: Events = None,
 ) -> None:
     """Replay a capture and say what is wrong in it.
 
@@ -82,7 +83,7 @@ def _analyze(  # noqa: PLR0917  one option each; the order is the help's
         and Path(json).samefile(capture)
     ):
         raise UsageError(f"--json {json} would overwrite the capture", advice="name another file")
-    analysis = analyzed(capture, profile=kernel, seeds=seed or ())
+    analysis = analyzed(capture, profile=kernel, seeds=seed or (), events=events)
     analysis.findings = filter_findings(analysis.findings, select=chosen, ignore=ignored)
     out = Output()
     if json == _STDOUT:

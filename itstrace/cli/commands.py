@@ -2,7 +2,7 @@
 
 import typer
 
-from itstrace.cli.options import All, AsJson, CapturePath, Profile, Seeds
+from itstrace.cli.options import All, AsJson, CapturePath, Events, Profile, Seeds
 from itstrace.cli.output import Output
 from itstrace.cli.running import analyzed
 from itstrace.readers import open_capture
@@ -21,13 +21,14 @@ def _commands(
     json: AsJson = False,
     seed: Seeds = None,
     kernel: Profile = None,
+    events: Events = None,
 ) -> None:
     """List every ITS command in the order in which its ITS took it, with the model's verdict on it.
 
     The verdict is ok; fault, with the error that the architecture names; ignored; unreadable; or assumed,
     where a command rests on something from before the capture.
     """
-    analysis = analyzed(capture, profile=kernel, seeds=seed or ())
+    analysis = analyzed(capture, profile=kernel, seeds=seed or (), events=events)
     with open_capture(capture) as opened:
         comms = opened.comms
     out = Output()

@@ -8,7 +8,7 @@ import typer
 
 from itstrace._version import __version__
 from itstrace.analysis import Analysis
-from itstrace.cli.options import All, AsJson, CapturePath, Profile, Seeds, Vm
+from itstrace.cli.options import All, AsJson, CapturePath, Events, Profile, Seeds, Vm
 from itstrace.cli.output import Output
 from itstrace.cli.running import analyzed
 from itstrace.errors import UsageError
@@ -33,6 +33,7 @@ def _lpi(
     json: AsJson = False,
     seed: Seeds = None,
     kernel: Profile = None,
+    events: Events = None,
 ) -> None:
     """Tell the life of one LPI in order.
 
@@ -40,7 +41,7 @@ def _lpi(
     what came back, every move, and what is wrong with it.
     """
     number = _number(intid)
-    analysis = analyzed(capture, profile=kernel, seeds=seed or ())
+    analysis = analyzed(capture, profile=kernel, seeds=seed or (), events=events)
     tale = story(analysis, _vm(analysis, number, vm), number)
     out = Output()
     if json:

@@ -27,6 +27,16 @@ Seeds = Annotated[
         "folder of table images. For a capture that begins mid-life; may be given several times.",
     ),
 ]
+Events = Annotated[
+    Path | None,
+    typer.Option(
+        "--events",
+        metavar="FILE",
+        help="A TOML file that says which of the capture's own events, and which of their fields, is what: "
+        "for probes that were recorded under other names than itstrace's. See docs/events.md.",
+        show_default=False,
+    ),
+]
 Vm = Annotated[
     int | None, typer.Option("--vm", metavar="N", help="The VM meant, where the capture holds several.")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace.analysis import Analysis, analyze
-from itstrace.cli.output import working
+from itstrace.cli.output import note, working
 from itstrace.errors import UsageError
 from itstrace.instants import parse_instant
 from itstrace.model.profiles import PROFILES
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+#: What a file of events asks for in vain: so much of it is told.
+_REMARKS = 8
 _MARKER = "ftrace:print"
 
 
-def analyzed(path: Path, *, profile: str | None = None, seeds: Sequence[str] = ()) -> Analysis:
+def analyzed(
+    path: Path, *, profile: str | None = None, seeds: Sequence[str] = (), events: Path | None = None
+) -> Analysis:
     """Analyze one capture, and show on a terminal that it is being done.
 
-    Raises: UsageError for a profile or a seed that is none; CaptureError for a capture that cannot be read.
+    Raises: UsageError for a profile, a seed or a file of events that is none; CaptureError for a capture that cannot be read.
     """
     if profile is not None and profile not in PROFILES:
         raise UsageError(
@@ -33,7 +37,13 @@ def analyzed(path: Path, *, profile: str | None = None, seeds: Sequence[str] = (
         )
     with working(f"analyzing {path.name}"):
         seed = combine_seeds([load_seed(spec, lambda text: _instant(path, text)) for spec in seeds])
-        return analyze(path, profile=profile, seed=seed)
+        analysis = analyze(path, profile=profile, seed=seed, events=events)
+    remarks = analysis.observations.remarks
+    for remark in remarks[:_REMARKS]:
+        note(f"{events}: {remark}")
+    if len(remarks) > _REMARKS:
+        note(f"{events}: and {len(remarks) - _REMARKS} more of the kind; itstrace info --json has all")
+    return analysis
 
 
 def instant(analysis: Analysis, text: str) -> int:

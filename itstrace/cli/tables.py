@@ -6,7 +6,7 @@ import polars as pl
 import typer
 
 from itstrace._version import __version__
-from itstrace.cli.options import AsJson, CapturePath, Profile, Seeds, Vm
+from itstrace.cli.options import AsJson, CapturePath, Events, Profile, Seeds, Vm
 from itstrace.cli.output import Output, note
 from itstrace.cli.running import analyzed, instant
 from itstrace.errors import UsageError
@@ -47,9 +47,10 @@ def _tables(
     json: AsJson = False,
     seed: Seeds = None,
     kernel: Profile = None,
+    events: Events = None,
 ) -> None:
     """Show the tables of every ITS as of a time: devices, collections, events, and the LPIs behind them."""
-    analysis = analyzed(capture, profile=kernel, seeds=seed or ())
+    analysis = analyzed(capture, profile=kernel, seeds=seed or (), events=events)
     time_ns = None if at is None else instant(analysis, at)
     vms = analysis.observations.vms
     if vm is not None and vm not in vms["vm"]:

@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from itstrace._version import __version__
-from itstrace.cli.options import AsJson, CapturePath, Limit, Profile, Seeds, Vm, rows_shown
+from itstrace.cli.options import AsJson, CapturePath, Events, Limit, Profile, Seeds, Vm, rows_shown
 from itstrace.cli.output import Output, note
 from itstrace.cli.running import analyzed, instant
 from itstrace.report.layout import Column, table
@@ -79,13 +79,14 @@ def _verify(
     json: AsJson = False,
     seed: Seeds = None,
     kernel: Profile = None,
+    events: Events = None,
 ) -> None:
     """Compare the tables and LPIs that the commands must have led to with what the kernel says it has.
 
     What neither the capture nor a seed makes known is unknown, and no difference. Take dumps while the guest
     is stopped: of a running one, what is pending changes while the dump is taken.
     """
-    analysis = analyzed(capture, profile=kernel, seeds=seed or ())
+    analysis = analyzed(capture, profile=kernel, seeds=seed or (), events=events)
     at_ns = None if at is None else instant(analysis, at)
     sown = combine_seeds([load_seed(spec, lambda text: instant(analysis, text)) for spec in seed or ()])
     comparison = verify(analysis, dumps, at_ns, vm=vm, its=its, seed=sown)

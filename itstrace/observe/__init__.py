@@ -11,8 +11,10 @@ from itstrace.observe import interrupts, qemu, state
 from itstrace.observe.catalogue import OBSERVATIONS, PROBES, Observation
 from itstrace.observe.collect import Raw, collect
 from itstrace.observe.commands import commands
+from itstrace.observe.events_file import load_events
 from itstrace.observe.evidence import lines
 from itstrace.observe.identity import Identity, identify
+from itstrace.observe.matching import BUILT_IN, Catalogue, How
 from itstrace.observe.runs import Runs
 
 if TYPE_CHECKING:
@@ -20,7 +22,16 @@ if TYPE_CHECKING:
 
     from itstrace.readers.base import Capture
 
-__all__ = ["OBSERVATIONS", "PROBES", "Observation", "Observations", "observe"]
+__all__ = [
+    "OBSERVATIONS",
+    "PROBES",
+    "Catalogue",
+    "How",
+    "Observation",
+    "Observations",
+    "load_events",
+    "observe",
+]
 
 
 @dataclass(slots=True)
@@ -51,6 +62,10 @@ class Observations:
     fill_returns: pl.DataFrame
     #: The capture's event that feeds each probe.
     fed_by: dict[str, str]
+    #: By what that event was found.
+    found_by: dict[str, How]
+    #: What the user's file of events asks for and the capture does not give, a sentence each.
+    remarks: list[str]
     #: Records seen per probe.
     records: dict[str, int]
     _raw: Raw
@@ -75,12 +90,12 @@ class Observations:
         return any(all(probe in self.fed_by for probe in group) for group in observation.fed_by)
 
 
-def observe(capture: Capture) -> Observations:
-    """Read a capture once and make every observation of it.
+def observe(capture: Capture, catalogue: Catalogue = BUILT_IN) -> Observations:
+    """Read a capture once and make every observation of it; `catalogue` knows the events that feed them.
 
     Raises: whatever the reader raises for a file that cannot be read at all.
     """
-    raw = collect(capture)
+    raw = collect(capture, catalogue)
     return from_qemu(raw) if qemu.is_qemu(raw) else from_raw(raw, identify(raw))
 
 
@@ -110,6 +125,8 @@ def from_raw(raw: Raw, identity: Identity) -> Observations:
         folds=identity.with_vm(raw["fold"]).select("seq", "time_ns", "vm", "vcpu", "used"),
         fill_returns=raw["fill_end"].select("seq", "time_ns", "pid", "intid"),
         fed_by=raw.events,
+        found_by=raw.found_by,
+        remarks=raw.remarks,
         records={name: frame.height for name, frame in raw.frames.items() if frame.height},
         _raw=raw,
     )

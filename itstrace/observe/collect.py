@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace.observe.catalogue import PROBES, Probe
+from itstrace.observe.matching import BUILT_IN, Catalogue, How, Match, Source, best_first
 from itstrace.readers.base import HEAD, column_name
 
 if TYPE_CHECKING:
@@ -34,8 +35,12 @@ class Raw:
     events: dict[str, str] = field(default_factory=dict)
     #: Columns that the capture's definition of the probe does not give: all null in the frame.
     absent: dict[str, frozenset[str]] = field(default_factory=dict)
-    #: The event's field behind each (probe, column).
+    #: The event's field behind each (probe, column); a column that is always the same has none.
     fields: dict[tuple[str, str], str] = field(default_factory=dict)
+    #: By what the event of each probe was found.
+    found_by: dict[str, How] = field(default_factory=dict)
+    #: What the user's file asks for and the capture does not give.
+    remarks: list[str] = field(default_factory=list)
     #: The event types of the capture, by full name.
     formats: Mapping[str, EventFormat] = field(default_factory=dict)
 
@@ -51,66 +56,30 @@ class Raw:
         return probe in self.events and column not in self.absent[probe]
 
 
-def feeds(event: EventFormat) -> list[str]:
-    """Which probes an event may feed: those that name it, and whose columns it gives as far as they are required.
-
-    An event is known by its full name, or by its bare name in any group (dynamic events may stand in any); text
-    may tell no group at all.
-    """
-    names = {event.full_name, event.name}
-    return [
-        probe.name
-        for probe in PROBES.values()
-        if any(_bare(each, event) in names for each in probe.events) and not _lacks(probe, event)
-    ]
-
-
-def _bare(name: str, event: EventFormat) -> str:
-    """The name by which a probe knows an event: without its group where the capture does not tell it."""
-    return name if event.system else name.rpartition(":")[2]
-
-
-def find_events(formats: Mapping[str, EventFormat]) -> dict[str, list[str]]:
-    """Which events of a capture may feed which probe, the best first."""
-    able: dict[str, list[EventFormat]] = {}
-    for event in formats.values():
-        for probe in feeds(event):
-            able.setdefault(probe, []).append(event)
-    return {
-        name: [
-            event.full_name
-            for wanted in probe.events
-            for event in able[name]
-            if _bare(wanted, event) in (event.full_name, event.name)
-        ]
-        for name, probe in PROBES.items()
-        if name in able
-    }
-
-
-def _lacks(probe: Probe, fmt: EventFormat) -> list[str]:
-    """Columns that the probe cannot do without, and that an event's definition does not give."""
-    names = {f.name for f in fmt.fields}
-    return [c.name for c in probe.columns if c.required and names.isdisjoint(c.fields)]
-
-
-def _select(probe: Probe, fmt: EventFormat) -> tuple[list[pl.Expr], dict[str, str], frozenset[str]]:
-    """Expressions that make a probe's columns of an event's frame; the field behind each; the columns that it lacks."""
-    names = {f.name for f in fmt.fields}
+def _select(match: Match, fmt: EventFormat) -> list[pl.Expr]:
+    """Expressions that make a probe's columns of an event's frame."""
     exprs: list[pl.Expr] = [pl.col(name) for name in HEAD]
-    needed: dict[str, str] = {}
-    absent: set[str] = set()
-    for column in probe.columns:
-        source = next((f for f in column.fields if f in names), None)
-        if source is None:
-            exprs.append(pl.lit(None, dtype=column.dtype).alias(column.name))
-            absent.add(column.name)
+    for column in match.probe.columns:
+        source = match.sources.get(column.name)
+        if source is None or source.field is None:
+            value = None if source is None else source.constant
+            exprs.append(pl.lit(value, dtype=column.dtype).alias(column.name))
         else:
-            needed[column.name] = source
-            exprs.append(
-                _cast(pl.col(column_name(source)), _dtype(fmt, source), column.dtype).alias(column.name)
-            )
-    return exprs, needed, frozenset(absent)
+            have = _dtype(fmt, source.field)
+            value_of = _value(pl.col(column_name(source.field)), have, source)
+            if isinstance(have, (pl.Array, pl.List)) and isinstance(have.inner, pl.DataType):
+                have = have.inner
+            exprs.append(_cast(value_of, have, column.dtype).alias(column.name))
+    return exprs
+
+
+def _value(expr: pl.Expr, have: pl.DataType, source: Source) -> pl.Expr:
+    """The field, or the element of it that is meant; a list too short for it has none."""
+    if source.index is None:
+        return expr
+    if isinstance(have, pl.Array):
+        return expr.arr.get(source.index)
+    return expr.list.get(source.index, null_on_oob=True)
 
 
 def _dtype(fmt: EventFormat, name: str) -> pl.DataType:
@@ -178,24 +147,23 @@ class _Heap:
         self._fresh, self._rows = [], 0
 
 
-def collect(capture: Capture) -> Raw:
+def collect(capture: Capture, catalogue: Catalogue = BUILT_IN) -> Raw:
     """Read a capture once and keep what the probes ask for.
 
     Raises: whatever the reader raises for a file that cannot be read at all.
     """
     heaps: dict[tuple[str, str], _Heap] = {}
-    plans: dict[tuple[str, str], tuple[list[pl.Expr], dict[str, str], frozenset[str]]] = {}
     by_event: dict[str, list[_Heap]] = {}
+    asked: dict[str, list[Match]] = {}
 
     def choose(event: EventFormat) -> tuple[EventField, ...] | None:
-        needed: set[str] = set()
-        for name in feeds(event):
-            plan = plans[name, event.full_name] = _select(PROBES[name], event)
-            heap = heaps[name, event.full_name] = _Heap(plan[0], _kept(PROBES[name]))
-            by_event.setdefault(event.full_name, []).append(heap)
-            needed.update(plan[1].values())
-        if event.full_name not in by_event:
+        matches = asked[event.full_name] = catalogue.matches(event)
+        if not matches:
             return None
+        for match in matches:
+            heap = heaps[match.probe.name, match.event] = _Heap(_select(match, event), _kept(match.probe))
+            by_event.setdefault(match.event, []).append(heap)
+        needed = {source.field for match in matches for source in match.sources.values()}
         return tuple(field for field in event.fields if field.name in needed)
 
     for block in capture.blocks(choose):
@@ -203,21 +171,27 @@ def collect(capture: Capture) -> Raw:
             if frame.height:
                 for heap in by_event[full_name]:
                     heap.add(frame)
-    candidates = [(name, event) for name, events in find_events(capture.formats).items() for event in events]
-    parts = {key: heaps[key].take() for key in candidates}
     frames: dict[str, pl.DataFrame] = {}
-    events: dict[str, str] = {}
-    absent: dict[str, frozenset[str]] = {}
-    fields: dict[tuple[str, str], str] = {}
-    for name, event in candidates:
+    raw = Raw(frames, formats=capture.formats, remarks=catalogue.remarks(capture.formats))
+    # A reader of text learns of fields while it reads: what counts is what an event had when it was asked for.
+    for event in capture.formats.values():
+        if event.full_name not in asked:
+            choose(event)
+    for name, matches in best_first(match for several in asked.values() for match in several).items():
+        parts = [heaps[name, match.event].take() for match in matches]
         # Of several events for one probe the first that fired serves; they record the same thing.
-        if name not in events or (name not in frames and parts[name, event] is not None):
-            events[name], absent[name] = event, plans[name, event][2]
-            fields.update({(name, column): source for column, source in plans[name, event][1].items()})
-            rows = parts.pop((name, event))
-            if rows is not None:
-                frames[name] = rows
+        fired = next((number for number, part in enumerate(parts) if part is not None), 0)
+        match, rows = matches[fired], parts[fired]
+        if rows is not None:
+            frames[name] = rows
+        raw.events[name], raw.found_by[name] = match.event, match.how
+        raw.absent[name] = frozenset(c.name for c in match.probe.columns if c.name not in match.sources)
+        raw.fields |= {
+            (name, column): str(source)
+            for column, source in match.sources.items()
+            if source.field is not None
+        }
     for name, probe in PROBES.items():
         if name not in frames:
             frames[name] = pl.DataFrame(schema=HEAD | {c.name: c.dtype for c in probe.columns})
-    return Raw(frames, events, absent, fields, capture.formats)
+    return raw

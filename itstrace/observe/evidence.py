@@ -73,13 +73,13 @@ def _line(raw: Raw, probe: str, event: str, row: dict[str, object]) -> tuple[int
     words = []
     for column in PROBES[probe].columns:
         value = row[column.name]
-        if column.name in raw.absent[probe] or value is None:
+        field = raw.fields.get((probe, column.name))
+        if field is None or value is None:
             continue
         # The owner of an LPI that is on no list is read through a null pointer: garbage, and not worth a
         # reader's time.
         if column.name == "owner_vcpu" and row.get("owner_ptr") == 0:
             continue
         shown = f"0x{value:x}" if column.name in _HEX and isinstance(value, int) else str(value)
-        field = raw.fields.get((probe, column.name), column.name)
         words.append(shown if column.name == "text" else f"{field}={shown}")
     return seq, time_ns, cpu, name, " ".join(words)

@@ -12,18 +12,21 @@ from rich.text import Text
 from itstrace._version import __version__
 from itstrace.findings import SkippedRule
 from itstrace.observe.catalogue import OBSERVATIONS
-from itstrace.observe.collect import find_events
+from itstrace.observe.matching import BUILT_IN, Catalogue, Match
+from itstrace.observe.strangers import UNKNOWN_FIELD, Stranger, events_file, strangers
 from itstrace.report.coverage import coverage
 from itstrace.report.events import shown_fields
 from itstrace.report.figures import Seen, feeding
 from itstrace.report.finding import host
-from itstrace.report.layout import Cell, Column, Sheet, facts, table
+from itstrace.report.layout import Cell, Column, Sheet, facts, join, table
 from itstrace.report.state import right
 from itstrace.report.terminal import about_file, damage_words, lost, span
-from itstrace.report.text import number, plural
+from itstrace.report.text import listed, number, plural
 from itstrace.units import duration, seconds
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from itstrace.errors import Damage
     from itstrace.readers.base import Capture, CaptureInfo, EventFormat
 
@@ -37,6 +40,7 @@ _GAPS_SHOWN: Final = 12
 _STATISTICS: Final = "cpu stats"
 _SHOWN_STATISTICS: Final = ("CPU", "entries", "overrun", "commit overrun", "dropped events", "read events")
 _STATISTICS_SHOWN: Final = 16
+_STRANGERS_SHOWN: Final = 12
 #: With more CPUs than these a table says of each event only how many CPUs recorded it.
 _CPU_COLUMNS: Final = 8
 
@@ -53,7 +57,16 @@ class Contents:
     gaps: pl.DataFrame
     damage: Sequence[Damage]
     #: The event that feeds each probe: the best one that was recorded, else the best one described.
-    fed_by: Mapping[str, str]
+    matches: Mapping[str, Match]
+    #: Recorded events that look useful and are not understood, and what a file of events asks for in vain.
+    strangers: Sequence[Stranger]
+    events_file: Path | None
+    remarks: Sequence[str]
+
+    @property
+    def fed_by(self) -> dict[str, str]:
+        """The event that feeds each probe."""
+        return {probe: match.event for probe, match in self.matches.items()}
 
     @property
     def records(self) -> dict[str, int]:
@@ -81,17 +94,28 @@ class Contents:
         return [SkippedRule(code, needs[code][0], lacks) for code, lacks in missing.items() if lacks]
 
 
-def contents(capture: Capture) -> Contents:
+def contents(capture: Capture, catalogue: Catalogue = BUILT_IN) -> Contents:
     """Read a capture through once, without decoding its events."""
     counts = capture.counts()
     recorded = set(counts["event"].to_list())
-    fed_by = {
-        probe: next((event for event in events if event in recorded), events[0])
-        for probe, events in find_events(capture.formats).items()
+    formats = capture.formats
+    matches = {
+        probe: next((match for match in able if match.event in recorded), able[0])
+        for probe, able in catalogue.find(formats).items()
     }
     start_ns, end_ns = capture.span()
     return Contents(
-        capture.info, start_ns, end_ns, capture.formats, counts, capture.gaps(), capture.damage(), fed_by
+        capture.info,
+        start_ns,
+        end_ns,
+        formats,
+        counts,
+        capture.gaps(),
+        capture.damage(),
+        matches,
+        [one for one in strangers(formats, catalogue) if one.event in recorded],
+        catalogue.path,
+        catalogue.remarks(formats),
     )
 
 
@@ -100,6 +124,7 @@ def contents_document(held: Contents, needs: Needs) -> dict[str, Any]:
     info = asdict(held.info)
     skipped = held.skipped(needs)
     cannot = {rule.code for rule in skipped}
+    records = held.records
     return {
         "schema": INFO_SCHEMA,
         "version": __version__,
@@ -111,6 +136,29 @@ def contents_document(held: Contents, needs: Needs) -> dict[str, Any]:
             name: {"records": seen.rows, "events": list(seen.events), "whole": seen.whole}
             for name, seen in held.seen.items()
         },
+        "probes": {
+            probe: {
+                "event": match.event,
+                "found": match.how.words,
+                "records": records.get(match.event, 0),
+                "fields": {column: str(source) for column, source in match.sources.items()},
+            }
+            for probe, match in held.matches.items()
+        },
+        "not_understood": [
+            {
+                "event": one.event,
+                "records": records.get(one.event, 0),
+                "why": one.why,
+                "probe": one.probe,
+                "missing": list(one.missing),
+                "toml": events_file([one]) or None,
+            }
+            for one in held.strangers
+        ],
+        "events_file": None
+        if held.events_file is None
+        else {"path": str(held.events_file), "remarks": list(held.remarks)},
         "rules": {
             "can_run": [code for code in needs if code not in cannot],
             "skipped": [
@@ -175,9 +223,53 @@ def overview(sheet: Sheet, held: Contents, needs: Needs) -> Iterator[Text]:
         yield Text()
     yield sheet.rule("What it lets itstrace see")
     skipped = held.skipped(needs)
-    yield from coverage(sheet, held.seen, skipped, held.fed_by, unit="record", host=host(info))
+    found_by = {probe: match.how for probe, match in held.matches.items()}
+    yield from coverage(sheet, held.seen, skipped, held.fed_by, found_by, unit="record", host=host(info))
     yield Text()
     yield Text(f"  {len(needs) - len(skipped)} of {len(needs)} rules can run on it.")
+    if held.remarks or held.strangers:
+        yield Text()
+        yield from _not_understood(sheet, held)
+
+
+def _not_understood(sheet: Sheet, held: Contents) -> Iterator[Text]:
+    """Events that look useful and feed nothing: why, and the file of events that would make them feed something."""
+    yield sheet.rule("Not understood", "events that look useful and feed nothing")
+    for remark in held.remarks[:_STRANGERS_SHOWN]:
+        yield from sheet.wrap(Text(f"{held.events_file}: {remark}", "yellow"), first="  - ", rest="    ")
+    if len(held.remarks) > _STRANGERS_SHOWN:
+        yield Text(f"  {_STRANGERS_SHOWN} of {len(held.remarks)} shown, --json has all", "dim italic")
+    records = held.records
+    shown = held.strangers[:_STRANGERS_SHOWN]
+    by_why: dict[str, list[str]] = {}
+    for one in shown:
+        count = plural(records.get(one.event, 0), "record")
+        by_why.setdefault(one.why, []).append(f"{one.event} ({count})")
+    for why, events in by_why.items():
+        yield from sheet.wrap(join(Text(listed(events), "bold"), f": {why}"), first="  - ", rest="    ")
+    if len(shown) < len(held.strangers):
+        yield Text(f"  {len(shown)} of {len(held.strangers)} shown, --json has all", "dim italic")
+    file = events_file(shown)
+    if not file:
+        if shown:
+            yield from sheet.wrap(
+                "An event that is one of itstrace's probes under another name can be said to be so in a file: "
+                "--events FILE, docs/events.md.",
+                first="  ",
+            )
+        return
+    yield Text()
+    field = f", with a field of the event for each {UNKNOWN_FIELD}," if UNKNOWN_FIELD in file else ""
+    yield from sheet.wrap(
+        f"If they are what they look like, say so in a file{field} and give it with --events (docs/events.md):",
+        first="  ",
+    )
+    for line in file.splitlines():
+        if line:
+            rest = "    # " if line.startswith("#") else "    "
+            yield from sheet.wrap(Text(line, "cyan"), first="    ", rest=rest)
+        else:
+            yield Text()
 
 
 def _machine(info: CaptureInfo) -> str:

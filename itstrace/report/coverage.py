@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from itstrace.observe.catalogue import OBSERVATIONS
-from itstrace.report.figures import Seen, to_record
+from itstrace.observe.matching import How
+from itstrace.report.figures import Seen, feeding_probes, sources, to_record
 from itstrace.report.layout import Cell, Sheet, facts, join
 from itstrace.report.text import listed, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from itstrace.findings import SkippedRule
 
@@ -21,14 +22,16 @@ def coverage(
     sheet: Sheet,
     seen: Mapping[str, Seen],
     skipped: Sequence[SkippedRule],
-    fed_by: Collection[str],
+    fed_by: Mapping[str, str],
+    found_by: Mapping[str, How],
     *,
     unit: str = "row",
     host: str = "KVM",
 ) -> Iterator[Text]:
     """Each observation and what feeds it, then what is missing.
 
-    `fed_by`: the capture's probes; `host`: whose they are, KVM's or QEMU's.
+    `fed_by`: the capture's event for each probe; `found_by`: by what it was found; `host`: whose they are, KVM's or
+    QEMU's.
     """
     what = {entry.name: entry.what for entry in OBSERVATIONS}
     rows: list[tuple[str, Cell]] = []
@@ -36,9 +39,15 @@ def coverage(
         if found.rows is None:
             rows.append((name, join(Text("not recorded", "yellow"), f": {what[name]}")))
         else:
-            source = f" from {', '.join(found.events)}" if found.events else ""
+            words = sources(feeding_probes(name), fed_by, found_by)
+            source = f" from {words}" if words else ""
             part = "" if found.whole else "; not all of it recorded"
             rows.append((name, join(plural(found.rows, unit), Text(source, "dim"), Text(part, "yellow"))))
+    # What fills in details of several observations is worth a line where somebody may doubt that it was found.
+    told = {probe for name in seen for probe in feeding_probes(name)}
+    besides = [probe for probe, how in found_by.items() if how is not How.NAME and probe not in told]
+    if besides:
+        rows.append(("(besides)", Text(f"details from {sources(besides, fed_by, found_by)}", "dim")))
     yield from facts(sheet, rows)
     if not skipped:
         return

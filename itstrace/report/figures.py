@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from itstrace.observe.catalogue import OBSERVATIONS, PROBES
+from itstrace.observe.matching import How
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -31,8 +32,31 @@ class Seen:
 
 def feeding(observation: str, fed_by: Mapping[str, str]) -> tuple[str, ...]:
     """The capture's events that feed an observation, by probe order."""
+    return tuple(dict.fromkeys(fed_by[probe] for probe in feeding_probes(observation) if probe in fed_by))
+
+
+def sources(probes: Iterable[str], fed_by: Mapping[str, str], found_by: Mapping[str, How]) -> str:
+    """The events that feed these probes; and for which, and how they were found, where their names do not say so.
+
+    `its:its_process; kprobes:r_kvm_read_guest_0 as its_cmd (by function name)`.
+    """
+    by_how: dict[How, list[str]] = {how: [] for how in (How.NAME, How.FILE, How.FUNCTION)}
+    for probe in dict.fromkeys(probes):
+        if probe in fed_by:
+            how = found_by.get(probe, How.NAME)
+            stands_for = "" if how is How.NAME else f" as {PROBES[probe].events[0]}"
+            by_how[how].append(fed_by[probe] + stands_for)
+    return "; ".join(
+        ", ".join(dict.fromkeys(events)) + ("" if how is How.NAME else f" ({how.words})")
+        for how, events in by_how.items()
+        if events
+    )
+
+
+def feeding_probes(observation: str) -> list[str]:
+    """The probes of an observation."""
     groups = next(entry.fed_by for entry in OBSERVATIONS if entry.name == observation)
-    return tuple(dict.fromkeys(fed_by[probe] for group in groups for probe in group if probe in fed_by))
+    return list(dict.fromkeys(probe for group in groups for probe in group))
 
 
 def observed(observations: Observations) -> dict[str, Seen]:

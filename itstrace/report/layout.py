@@ -8,6 +8,7 @@ characters of a capture get any further; styles are put on by our own code alone
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,8 @@ PROSE_MAX: Final = 110
 _GAP: Final = "  "
 #: A column that flows is not made narrower than this.
 _FLOW_MIN: Final = 20
+#: Characters that are looked at per column: letters with marks, emoji that are joined, take several.
+_JOINED: Final = 8
 
 Cell = str | Text
 
@@ -94,13 +97,9 @@ def cut(text: Text, width: int, dots: str) -> Text:
         return text
     if width <= len(dots):
         return Text(dots[:width], text.style)
-    keep, used = 0, 0
-    for char in text.plain:
-        used += cell_len(char)
-        if used > width - len(dots):
-            break
-        keep += 1
-    short = text[:keep]
+    short = text[: _fitting(text.plain, width - len(dots))]
+    if short.cell_len > width - len(dots):  # not even one character
+        short = text[:0]
     short.append(dots)
     return short
 
@@ -112,27 +111,22 @@ def wrap(
     first = plain(first)
     rest = " " * cell_len(first) if rest is None else rest
     source = clean(text)
-    indent, room = first, max(width - cell_len(first), 10)
-    start = 0
     words = _words(source.plain)
-    line_end = 0
-    used = 0
+    indent, room = first, max(width - cell_len(first), 10)
+    start = line_end = 0
+    begun = False  # a line; it may hold words and still be of no width, as a lone emoji modifier is
     for begin, end in words:
-        long = cell_len(source.plain[begin:end])
-        gap = cell_len(source.plain[line_end:begin]) if used else 0
-        if used and used + gap + long > room:
+        if begun and cell_len(source.plain[start:end]) > room:
             yield _indented(indent, source[start:line_end])
-            indent, room, used, gap = rest, max(width - cell_len(rest), 10), 0, 0
-        if not used:
+            indent, room, begun = rest, max(width - cell_len(rest), 10), False
+        if not begun:
             start = begin
-        while long > room and not whole:  # a word that no line can hold
+        while not whole and cell_len(source.plain[start:end]) > room:  # a word that no line can hold
             stop = start + _fitting(source.plain[start:end], room)
             yield _indented(indent, source[start:stop])
             indent, room, start = rest, max(width - cell_len(rest), 10), stop
-            long = cell_len(source.plain[start:end])
-        used += gap + long
-        line_end = end
-    if used or not words:
+        begun, line_end = True, end
+    if begun or not words:
         yield _indented(indent, source[start:line_end])
 
 
@@ -146,12 +140,14 @@ def _words(text: str) -> list[tuple[int, int]]:
 
 
 def _fitting(text: str, width: int) -> int:
-    used = 0
-    for at, char in enumerate(text):
-        used += cell_len(char)
-        if used > width:
-            return max(at, 1)
-    return len(text)
+    """How many characters of a text fit; one at least, so that there is an end.
+
+    A beginning is measured as a whole: characters may join into one of another width.
+    """
+    most = (
+        bisect_right(range(min(len(text), width * _JOINED) + 1), width, key=lambda n: cell_len(text[:n])) - 1
+    )
+    return max(most, 1)
 
 
 def _indented(indent: str, text: Text) -> Text:

@@ -59,7 +59,10 @@ def report(sheet: Sheet, analysis: Analysis, why: Callable[[str], str], rules: i
     yield from latencies(sheet, analysis)
     yield sheet.rule("Coverage")
     seen = figures.observed(analysis.observations)
-    yield from coverage(sheet, seen, analysis.skipped, analysis.observations.fed_by, host=host(analysis.info))
+    observations = analysis.observations
+    yield from coverage(
+        sheet, seen, analysis.skipped, observations.fed_by, observations.found_by, host=host(analysis.info)
+    )
 
 
 def tally(found: Sequence[Finding]) -> str:

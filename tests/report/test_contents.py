@@ -11,9 +11,11 @@ import polars as pl
 import pytest
 from conftest import SAMPLES, analysis_of
 from helpers import tiny_capture
+from helpers.renamed import rename, renames
 from helpers.tiny_analysis import hostile
 
 from itstrace.errors import Damage
+from itstrace.observe import load_events
 from itstrace.readers import open_capture
 from itstrace.report.contents import Contents, contents, contents_document, overview
 from itstrace.report.layout import Sheet
@@ -137,3 +139,93 @@ def test_it_says_what_a_log_of_qemu_is() -> None:
     assert "ITS QEMU's own" in told
     assert "clock wall" in told
     assert "COMMANDS 595 records from qemu:gicv3_its_process_command" in told
+
+
+def _renamed(path: Path) -> Path:
+    """A capture with one event by its function's name, one nobody knows, and one whose field nobody knows."""
+    events = {
+        "its_process": "kprobes:p_vgic_its_process_commands_0",
+        "fold_lr": "mine:lr_folded",
+        "its_trigger": "mine:go",
+    }
+    fields = {"queue_irq": {"tgt": "to"}, "its_trigger": {"eventid": "e"}}
+    return rename(SAMPLES / "6.12-double-delivery.dat", path, renames(events, fields))
+
+
+def test_it_shows_which_event_feeds_what_and_by_what_it_was_found(tmp_path: Path) -> None:
+    held = _contents(_renamed(tmp_path / "renamed.dat"))
+    text = " ".join(_text(held, Sheet()).split())
+    document = contents_document(held, NEEDS)
+
+    assert (
+        "records from its:its_cmd_off, its:its_cmd; "
+        "kprobes:p_vgic_its_process_commands_0 as its_process (by function name)"
+    ) in text
+    assert document["probes"]["process"] == {
+        "event": "kprobes:p_vgic_its_process_commands_0",
+        "found": "by function name",
+        "records": 43,
+        "fields": {name: name for name in ("kvm", "its", "base", "enabled", "cbaser", "creadr", "cwriter")},
+    }
+    assert document["probes"]["msi"]["found"] == "by name"
+    assert document["probes"]["msi"]["fields"]["device_id"] == "devid"
+    assert document["events_file"] is None
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_what_is_not_understood_is_told_with_what_to_write(tmp_path: Path, width: int) -> None:
+    path = _renamed(tmp_path / "renamed.dat")
+    held = _contents(path)
+    lines = list(overview(Sheet(width, fine=True), held, NEEDS))
+    plain = [line.plain for line in lines]
+    start = next(at for at, line in enumerate(plain) if line.startswith("Not understood"))
+    text = " ".join(" ".join(plain[start:]).split())
+
+    assert all(line.cell_len <= width for line in lines)
+    assert (
+        "vgic:queue_irq (392 records): queue by name, but no field gives target_vcpu (looked for tgt, target, target_vcpu)"
+        in text
+    )
+    assert "mine:lr_folded (33 records): its fields are like fold (vgic_v3_fold_lr_state)" in text
+    assert [line.strip() for line in plain if "kvm:" in line and plain.index(line) > start] == []
+
+    # What it says, pasted and completed, is understood.
+    file = "\n".join(
+        line.removeprefix("    ") for line in plain if line.startswith(("    [", "    events", "    fields"))
+    )
+    assert 'fields.target_vcpu = "FIELD"' in file
+    events = tmp_path / "mine.toml"
+    events.write_text(file.replace('target_vcpu = "FIELD"', 'target_vcpu = "to"'))
+    with open_capture(path) as capture:
+        after = contents(capture, load_events(events))
+    assert {"queue", "fold"} <= after.fed_by.keys()
+    assert {one.event for one in after.strangers} == {one.event for one in held.strangers} - {
+        "vgic:queue_irq",
+        "mine:lr_folded",
+    }
+    shown = " ".join(_text(after, Sheet()).split())
+    assert "QUEUEINGS 392 records from vgic:queue_irq as queue_irq (by --events)" in shown
+    assert contents_document(after, NEEDS)["events_file"] == {"path": str(events), "remarks": []}
+
+
+def test_a_file_that_asks_in_vain_is_told_so(tmp_path: Path) -> None:
+    events = tmp_path / "mine.toml"
+    events.write_text('[fold]\nevents = ["vgic:folds"]\n')
+    with open_capture(SAMPLES / "6.12-clean.dat") as capture:
+        held = contents(capture, load_events(events))
+
+    assert f"{events}: [fold] vgic:folds: the capture has no such event; there is vgic:fold_lr" in " ".join(
+        _text(held, Sheet()).split()
+    )
+    document = contents_document(held, NEEDS)
+    assert document["events_file"]["remarks"] == [
+        "[fold] vgic:folds: the capture has no such event; there is vgic:fold_lr"
+    ]
+
+
+def test_a_stock_capture_has_nothing_that_is_not_understood(tmp_path: Path) -> None:
+    held = _contents(tiny_capture.write(tmp_path / "tiny.dat"))
+
+    assert held.strangers == []
+    assert "Not understood" not in _text(held, Sheet())
+    assert contents_document(held, NEEDS)["not_understood"] == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.text import Text
@@ -13,6 +13,8 @@ _WIDTHS = st.integers(20, 200)
 
 
 @given(st.text(), _WIDTHS)
+@example("\U0001f3fb", 20)  # an emoji modifier alone: a word of no width
+@example("\u2600\ufe0f" * 30, 20)  # each pair is wider than its two characters
 def test_wrapped_text_fits_and_keeps_every_word(text: str, width: int) -> None:
     lines = list(wrap(text, width, first="  ", rest="    "))
 
@@ -36,6 +38,7 @@ def test_wrapping_keeps_styles_where_they_were() -> None:
 
 
 @given(st.text(), st.integers(1, 40))
+@example("\u2600\ufe0f" * 30, 20)
 def test_a_cut_fits_and_says_so(text: str, width: int) -> None:
     whole = clean(text)
     short = cut(whole, width, "...")
