@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from itstrace.errors import UnknownFormatError
+from itstrace.readers.descriptions import MAGIC as TRACE_DAT_MAGIC
 from itstrace.readers.source import open_source
 from itstrace.readers.tracedat import TraceDat
-from itstrace.readers.tracedat.container import MAGIC as TRACE_DAT_MAGIC
 
 if TYPE_CHECKING:
     from pathlib import Path
