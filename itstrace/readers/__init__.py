@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from itstrace.errors import UnknownFormatError
 from itstrace.readers.descriptions import MAGIC as TRACE_DAT_MAGIC
+from itstrace.readers.perfdata import PerfData
+from itstrace.readers.perfdata.header import MAGICS as PERF_MAGICS
 from itstrace.readers.source import open_source
 from itstrace.readers.tracedat import TraceDat
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_capture"]
 
-_READABLE = "a trace.dat of trace-cmd"
+_READABLE = "a trace.dat of trace-cmd, or a perf.data"
 
 
 def open_capture(path: Path | str) -> Capture:
@@ -28,13 +30,14 @@ def open_capture(path: Path | str) -> Capture:
     head = source.head()
     if head.startswith(TRACE_DAT_MAGIC):
         return TraceDat.open(source)
+    if head.startswith(tuple(PERF_MAGICS)):
+        return PerfData.open(source)
     source.close()
     raise UnknownFormatError(source.path, _what_it_is(head), expected=_READABLE, advice=_advice(head))
 
 
 #: What people hand over by mistake, by its first bytes.
 _OTHERS = (
-    (b"PERFILE2", "is a perf.data file"),
     (b"\xff\xd8\xff", "is a JPEG picture"),
     (b"\x89PNG", "is a PNG picture"),
     (b"\x7fELF", "is an ELF program"),
