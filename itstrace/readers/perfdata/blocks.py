@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -63,7 +64,7 @@ class BlockDecoder:
         rank_of_first = self._tally.records
         self._tally.note_span(times)
         bounds = [0, *(np.flatnonzero(np.diff(cpus)) + 1).tolist(), len(cpus)]
-        for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        for first, last in pairwise(bounds):
             if last > first:
                 self._tally.count(codes[first:last], int(cpus[first]))
         if len(times):

@@ -45,8 +45,8 @@ class OtherRecords:
         #: id -> CPU
         self._cpus: dict[int, int] = {}
         self._told: dict[int, int] = defaultdict(int)
-        #: lost by CPU, as perf counted at the end (None: the CPU is not known)
-        self._summed: dict[int | None, int] = defaultdict(int)
+        #: lost by CPU, as the kernel counted it by event and perf wrote it down at the end
+        self._summed: dict[int, int] = defaultdict(int)
         self._holes = 0
 
     def add(self, chain: Chain, samples: Samples, holes: int) -> None:
@@ -78,11 +78,10 @@ class OtherRecords:
                 self._gap(cpu, loss, None)
         self._open.clear()
         for cpu, total in self._summed.items():
-            rest = total - self._told.get(cpu, 0) if cpu is not None else total - sum(self._told.values())
-            if rest <= 0:
-                continue
-            # No later record tells of them: after the last loss that was told, the buffer never had room again.
-            self._tally.gaps.append(Gap(cpu or 0, self._last_of(cpu or 0), None, rest))
+            rest = total - self._told[cpu]
+            if rest > 0:
+                # No record tells of them: behind the last one of this CPU its buffer never had room again.
+                self._tally.gaps.append(Gap(cpu, self._last_of(cpu), None, rest))
 
     # -- names -------------------------------------------------------------------------------------------------
 
@@ -107,13 +106,17 @@ class OtherRecords:
     def _learn_cpus(self, record: bytes) -> None:
         # Source: tools/lib/perf/include/perf/event.h:struct perf_record_id_index: nr, {id, idx, cpu, tid}[nr]
         for at in range(16, min(len(record) - 31, 16 + 32 * self._number(record, 8, 8)), 32):
-            self._cpus[self._number(record, at, 8)] = self._number(record, at + 16, 8)
+            cpu = self._number(record, at + 16, 8)
+            if cpu <= _MAX_CPU:
+                self._cpus[self._number(record, at, 8)] = cpu
 
     def _note_sum(self, record: bytes) -> None:
         """Take one event's losses on one CPU: perf reads them off when it stops, with the id and without a time."""
         lost = self._number(record, 8, 8)
         cpu = self._cpus.get(self._number(record, len(record) - 8, 8)) if self._trailer.size_bytes else None
-        self._summed[cpu if cpu is not None and cpu <= _MAX_CPU else None] += lost
+        # Without the CPU it cannot be told from the losses that LOST records tell of already: those have a CPU.
+        if cpu is not None:
+            self._summed[cpu] += lost
 
     def _losses(self, chain: Chain, samples: Samples) -> None:
         """Tie every LOST record to the samples before and behind it on its CPU, in the order of the file.

@@ -48,7 +48,7 @@ def walk(raw: Bytes, start: int, stop: int, *, big_endian: bool) -> Chain:
     # Records are whole words, by the kernel and by perf; where one is not, the chain is followed anew behind it.
     steps = np.ndarray(words, order + "u2", raw, start + 6, (HEADER_BYTES,)).astype(np.uint32) >> 3
     steps[steps == 0] = _NOWHERE
-    step = memoryview(steps)
+    step = steps.data
     found: list[int] = []
     append = found.append
     at = 0
