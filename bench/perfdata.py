@@ -93,7 +93,10 @@ def script_seconds(path: Path) -> float | str:
         return "perf is not installed"
     before = os.times()
     run = subprocess.run(
-        ["perf", "script", "-f", "-i", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+        ["perf", "script", "-f", "-i", str(path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
     )
     after = os.times()
     if run.returncode:
@@ -105,8 +108,12 @@ def script_seconds(path: Path) -> float | str:
 def main() -> None:
     """Measure once."""
     parser = argparse.ArgumentParser(description="Measure the reading of a large perf.data.")
-    parser.add_argument("base", type=Path, nargs="?", help="a perf.data of `perf record -a` with several events")
-    parser.add_argument("--samples", type=int, default=3_000_000, help="how many samples at least (3,000,000)")
+    parser.add_argument(
+        "base", type=Path, nargs="?", help="a perf.data of `perf record -a` with several events"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=3_000_000, help="how many samples at least (3,000,000)"
+    )
     parser.add_argument("--runs", type=int, default=3, help="how often it is read (3)")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -126,7 +133,9 @@ def main() -> None:
             raise SystemExit(f"{samples} samples were written, {runs[0][2]} were read")
         theirs = script_seconds(big)
         size = big.stat().st_size
-    print(f"{samples:,} samples, {size / 1e6:.0f} MB, repeated from {args.base.name}; best of {args.runs} runs\n")
+    print(
+        f"{samples:,} samples, {size / 1e6:.0f} MB, repeated from {args.base.name}; best of {args.runs} runs\n"
+    )
     print("| | CPU | samples per CPU second |\n| --- | --- | --- |")
     for i, what in enumerate(("headers and wanted fields", "headers alone")):
         best = min(run[i] for run in runs)

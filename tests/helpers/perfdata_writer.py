@@ -199,5 +199,10 @@ def _records(data: bytes) -> Iterator[bytes]:
         at += size
 
 
+def is_sample(each: bytes) -> bool:
+    """Say whether a record is a sample."""
+    return _kind(each) == SAMPLE
+
+
 def _kind(each: bytes) -> int:
     return int(struct.unpack_from("<I", each)[0])

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Final
 
+PERF_TYPE_SOFTWARE: Final = 1
 PERF_TYPE_TRACEPOINT: Final = 2
+PERF_COUNT_SW_DUMMY: Final = 9
 
 
 class SampleType(IntFlag):
@@ -85,6 +87,7 @@ class Layout:
 class Trailer:
     """Where a record that is no sample keeps whose it is: offsets from the record's end, None where it does not."""
 
+    id_before_end: int | None
     time_before_end: int | None
     cpu_before_end: int | None
     size_bytes: int
@@ -115,6 +118,11 @@ class Attribute:
     def is_tracepoint(self) -> bool:
         """Whether its samples' raw data is a trace record."""
         return self.kind == PERF_TYPE_TRACEPOINT
+
+    @property
+    def is_dummy(self) -> bool:
+        """Whether it counts nothing and has no samples: perf adds one that the records of tasks and maps go with."""
+        return self.kind == PERF_TYPE_SOFTWARE and self.config == PERF_COUNT_SW_DUMMY
 
 
 def _layout(sample_type: SampleType, read_format: ReadFormat) -> Layout:
@@ -151,7 +159,12 @@ def _trailer(sample_type: SampleType) -> Trailer:
     present = [part for part in _TRAILER if part in sample_type]
     size = 8 * len(present)
     places = {part: size - 8 * i for i, part in enumerate(present)}
-    return Trailer(places.get(SampleType.TIME), places.get(SampleType.CPU), size)
+    return Trailer(
+        places.get(SampleType.IDENTIFIER, places.get(SampleType.ID)),
+        places.get(SampleType.TIME),
+        places.get(SampleType.CPU),
+        size,
+    )
 
 
 #: Bits of the flags behind `read_format`. Source: perf_event.h:struct perf_event_attr

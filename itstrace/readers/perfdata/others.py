@@ -47,6 +47,7 @@ class OtherRecords:
         self._told: dict[int, int] = defaultdict(int)
         #: lost by CPU, as the kernel counted it by event and perf wrote it down at the end
         self._summed: dict[int, int] = defaultdict(int)
+        self._unplaced = 0
         self._holes = 0
 
     def add(self, chain: Chain, samples: Samples, holes: int) -> None:
@@ -83,6 +84,16 @@ class OtherRecords:
                 # No record tells of them: behind the last one of this CPU its buffer never had room again.
                 self._tally.gaps.append(Gap(cpu, self._last_of(cpu), None, rest))
 
+        rest = (
+            self._unplaced
+            + sum(self._summed.values())
+            - max(sum(self._told.values()), sum(self._summed.values()))
+        )
+        if rest > 0:
+            self._tally.bad(
+                None, None, f"{rest} samples were lost, the file does not say on which CPU and when"
+            )
+
     # -- names -------------------------------------------------------------------------------------------------
 
     def _number(self, record: bytes, at: int, size_bytes: int) -> int:
@@ -112,10 +123,14 @@ class OtherRecords:
 
     def _note_sum(self, record: bytes) -> None:
         """Take one event's losses on one CPU: perf reads them off when it stops, with the id and without a time."""
-        lost = self._number(record, 8, 8)
-        cpu = self._cpus.get(self._number(record, len(record) - 8, 8)) if self._trailer.size_bytes else None
-        # Without the CPU it cannot be told from the losses that LOST records tell of already: those have a CPU.
-        if cpu is not None:
+        lost = self._number(record, 8, 8) if len(record) >= 16 else 0
+        place = self._trailer.id_before_end
+        cpu = None
+        if place is not None and len(record) >= 16 + self._trailer.size_bytes:
+            cpu = self._cpus.get(self._number(record, len(record) - place, 8))
+        if cpu is None:
+            self._unplaced += lost
+        else:
             self._summed[cpu] += lost
 
     def _losses(self, chain: Chain, samples: Samples) -> None:
@@ -160,7 +175,7 @@ class OtherRecords:
 
     def _note_hole(self) -> None:
         """Keep that the file itself lacks records here, of any CPU."""
-        for cpu in np.flatnonzero(self._last_ns >= 0).tolist():
+        for cpu in {*np.flatnonzero(self._last_ns >= 0).tolist(), *self._cpus.values()}:
             self._open[cpu].append(_Loss(self._last_of(cpu), None, None))
 
     def _last_of(self, cpu: int) -> int | None:

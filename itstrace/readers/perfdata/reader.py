@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-#: Clocks by their names for `perf record -k`. Source: include/uapi/linux/time.h, tools/perf/util/clockid.c
+#: Clocks of `perf record -k`, by the names that ftrace has for them. Source: include/uapi/linux/time.h
 _CLOCKS: Final = {0: "realtime", 1: "mono", 4: "mono_raw", 7: "boot", 11: "tai"}
 
 

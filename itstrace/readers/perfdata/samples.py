@@ -66,10 +66,20 @@ class SampleDecoder:
         self._common = common
         self._tally = tally
         self._big_endian = big_endian
-        first = attributes[0]
+        sampled = [i for i, each in enumerate(attributes) if not each.is_dummy] or [0]
+        self._first = sampled[0]
+        first = attributes[self._first]
         #: every sample is laid out alike and is a trace record, which says itself of which event it is
-        self._alike = all(
-            each.is_tracepoint and each.layout == first.layout and each.layout.raw for each in attributes
+        self._alike = first.layout.raw and all(
+            attributes[i].is_tracepoint and attributes[i].layout == first.layout for i in sampled
+        )
+        #: of each attribute the first one whose samples are decoded as its own are: all tracepoints of one layout alike
+        kinds: dict[tuple[Layout, int | None], int] = {}
+        self._like = np.array(
+            [
+                kinds.setdefault((each.layout, None if each.is_tracepoint else i), i)
+                for i, each in enumerate(attributes)
+            ]
         )
         ids = [(id_, i) for i, each in enumerate(attributes) for id_ in each.ids]
         ids.sort()
@@ -82,7 +92,7 @@ class SampleDecoder:
         chosen = np.flatnonzero(chain.types == Record.SAMPLE)
         starts, sizes = chain.starts[chosen], chain.sizes[chosen]
         if self._alike or len(self._attributes) == 1:
-            return self._of_layout(0, chain.raw, starts, sizes)
+            return self._of_layout(self._first, chain.raw, starts, sizes)
         owners = self._owners_of(chain.raw, starts, sizes)
         parts = [
             self._of_layout(i, chain.raw, starts[owners == i], sizes[owners == i])
@@ -131,7 +141,7 @@ class SampleDecoder:
         at = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
         known = able & (self._ids[at] == ids)
         self._strangers += int(np.count_nonzero(able & ~known))
-        return np.where(known, self._owners[at], -1)
+        return np.where(known, self._like[self._owners[at]], -1)
 
     def _of_layout(self, owner: int, raw: Bytes, starts: Offsets, sizes: Offsets) -> Samples:
         """Decode samples of one attribute."""

@@ -12,7 +12,7 @@ import zstandard
 
 from itstrace.readers.perfdata.attributes import HEADER_BYTES
 from itstrace.readers.perfdata.contents import Record
-from itstrace.readers.perfdata.walk import Chain, walk
+from itstrace.readers.perfdata.walk import Chain, find_chain, walk
 from itstrace.readers.source import FREE_BYTES, MAX_RATIO
 
 if TYPE_CHECKING:
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from itstrace.readers.tally import Tally
 
 #: How far is looked ahead in one go: little where records have to be taken alone, much where none has.
-_MIN_WINDOW_BYTES, _MAX_WINDOW_BYTES = 4 << 10, 4 << 20
+_MIN_WINDOW_BYTES, _MAX_WINDOW_BYTES = 4 << 10, 2 << 20
 #: Unpacked records are handed on about so many bytes at a time.
 _PIECE_BYTES = 1 << 20
+#: A file with more broken places than this is no recording.
+_MAX_HOLES = 1000
 #: A block unpacks to 128 KiB at most and takes three bytes at least: fed so little, no more than 22 MiB come at once.
 _FED_BYTES = 512
 #: zstd --ultra --long=31 would want 2 GiB; perf uses the levels up to 22, whose windows are no larger than this.
@@ -41,8 +43,6 @@ class RecordStream:
         self._big_endian = big_endian
         self._unpacker = _Unpacker()
         self._ended = False
-        round_mark = Record.FINISHED_ROUND.to_bytes(4, "big" if big_endian else "little")
-        self._round = round_mark + (b"\0\0\0\x08" if big_endian else b"\0\0\x08\0")
         #: places behind which records are missing, in the order of the file
         self.holes = 0
 
@@ -106,20 +106,20 @@ class RecordStream:
         return len(self._raw)
 
     def _resume(self, at: int, problem: str) -> int:
-        """Go on behind the next end of a round: the one record whose eight bytes are known beforehand."""
-        data = self._raw.data
-        step = 1 << 20
+        """Go on behind a broken record: where several records follow each other as they should."""
+        self.holes += 1
         place = at + HEADER_BYTES
-        found = -1
-        while place < len(self._raw) and found < 0:
-            found = bytes(data[place : place + step + HEADER_BYTES]).find(self._round)
-            if found >= 0:
-                place += found
-            else:
-                place += step
+        if self.holes > _MAX_HOLES:
+            self._tally.bad(at, None, f"{problem}; after {_MAX_HOLES} such places the rest is left out")
+            return len(self._raw)
+        while place < len(self._raw):
+            found = find_chain(self._raw, place, place + _MAX_WINDOW_BYTES, big_endian=self._big_endian)
+            if found is not None:
+                place = found
+                break
+            place += _MAX_WINDOW_BYTES
         place = min(place, len(self._raw))
         self._tally.bad(at, None, f"{problem}; {place - at} bytes are left out")
-        self.holes += 1
         return place
 
     def _number(self, at: int, size_bytes: int) -> int:
