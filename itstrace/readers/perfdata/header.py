@@ -5,6 +5,7 @@ Source: tools/perf/Documentation/perf.data-file-format.txt, tools/perf/util/head
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Final
 
 from itstrace.errors import CaptureError, Damage
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 MAGICS: Final = {b"PERFILE2": False, b"2ELIFREP": True}
 #: struct perf_pipe_file_header; struct perf_file_header; offset and size of a section
 _PIPE_HEADER_BYTES, _FILE_HEADER_BYTES, _SECTION_BYTES = 16, 104, 16
-#: An event recorded on every CPU of the largest machines is still fewer attributes than this.
-_MAX_ATTRIBUTES = 1 << 16
+#: A kernel has some thousands of tracepoints; and each has an id for every CPU.
+_MAX_ATTRIBUTES, _MAX_IDS = 1 << 14, 1 << 22
 #: 256 bits say which features follow the data. Source: header.h:HEADER_FEAT_BITS
 _FEATURE_BYTES = 32
 #: The records with which a recording proper begins: what describes it stands before.
@@ -127,14 +128,19 @@ def _read_attributes(contents: Contents, cursor: Cursor, section: tuple[int, int
         attribute = parse_attribute(body.take(each_bytes - _SECTION_BYTES), big_endian=cursor.big_endian)
         try:
             ids = _at(cursor, _section(body), "the ids of an event")
-            attribute.ids = _ids(ids)
+            attribute.ids = _ids(contents, ids)
         except CaptureError as error:
             contents.damage.append(Damage(place, None, error.message))
         contents.attributes.append(attribute)
 
 
-def _ids(cursor: Cursor) -> tuple[int, ...]:
-    return tuple(cursor.number(8) for _ in range(min(cursor.left // 8, 1 << 20)))
+def _ids(contents: Contents, cursor: Cursor) -> tuple[int, ...]:
+    """Read the ids of one event, one for each CPU or task; sections that lie could name the same ones many times."""
+    known = sum(len(each.ids) for each in contents.attributes)
+    count = cursor.left // 8
+    if known + count > _MAX_IDS:
+        raise cursor.error(f"{known + count} ids of events are impossible", expected=f"at most {_MAX_IDS}")
+    return struct.unpack(f"{'>' if cursor.big_endian else '<'}{count}Q", cursor.take(8 * count))
 
 
 def _read_features(contents: Contents, table: Cursor, bits: bytes) -> None:
@@ -179,8 +185,8 @@ def _read_first_records(contents: Contents, cursor: Cursor) -> None:
         body = cursor.part(size - HEADER_BYTES, "a record")
         try:
             match kind:
-                case Record.HEADER_ATTR:
-                    contents.attributes.append(_pipe_attribute(body))
+                case Record.HEADER_ATTR if len(contents.attributes) < _MAX_ATTRIBUTES:
+                    contents.attributes.append(_pipe_attribute(contents, body))
                 case Record.HEADER_FEATURE:
                     read_feature(contents, body.number(8), body)
                 case Record.HEADER_TRACING_DATA:
@@ -192,13 +198,13 @@ def _read_first_records(contents: Contents, cursor: Cursor) -> None:
             contents.damage.append(Damage(start, None, f"a record of the header cannot be read: {error}"))
 
 
-def _pipe_attribute(body: Cursor) -> Attribute:
+def _pipe_attribute(contents: Contents, body: Cursor) -> Attribute:
     place = body.position
     body.number(4)
     size = body.number(4)
     body.position = place
     attribute = parse_attribute(body.take(size or MIN_ATTRIBUTE_BYTES), big_endian=body.big_endian)
-    attribute.ids = _ids(body)
+    attribute.ids = _ids(contents, body)
     return attribute
 
 

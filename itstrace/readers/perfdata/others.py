@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _TAKEN: Final = np.array(sorted({Record.COMM, Record.FORK, Record.ID_INDEX, Record.LOST_SAMPLES}), np.uint32)
 _MAX_CPU: Final = (1 << 16) - 1
+#: Source: include/linux/threads.h:PID_MAX_LIMIT (v6.12)
+_PIDS_END: Final = 1 << 22
 
 
 @dataclass(slots=True)
@@ -103,14 +105,18 @@ class OtherRecords:
         # Source: perf_event.h:PERF_RECORD_COMM: pid, tid, comm
         if len(record) > 16:
             comm = record[16:32].split(b"\0", 1)[0].decode("utf-8", "replace")
-            self.comms[self._number(record, 12, 4)] = comm
+            self._call(self._number(record, 12, 4), comm)
 
     def _fork(self, record: bytes) -> None:
         # Source: perf_event.h:PERF_RECORD_FORK: pid, ppid, tid, ptid; the child has its parent's name at first
         if len(record) >= 24:
             parent = self._number(record, 20, 4)
             if parent in self.comms:
-                self.comms[self._number(record, 16, 4)] = self.comms[parent]
+                self._call(self._number(record, 16, 4), self.comms[parent])
+
+    def _call(self, tid: int, comm: str) -> None:
+        if tid < _PIDS_END:
+            self.comms[tid] = comm
 
     # -- losses ------------------------------------------------------------------------------------------------
 
@@ -176,7 +182,8 @@ class OtherRecords:
     def _note_hole(self) -> None:
         """Keep that the file itself lacks records here, of any CPU."""
         for cpu in {*np.flatnonzero(self._last_ns >= 0).tolist(), *self._cpus.values()}:
-            self._open[cpu].append(_Loss(self._last_of(cpu), None, None))
+            if all(loss.lost is not None for loss in self._open[cpu]):
+                self._open[cpu].append(_Loss(self._last_of(cpu), None, None))
 
     def _last_of(self, cpu: int) -> int | None:
         last = int(self._last_ns[cpu])
