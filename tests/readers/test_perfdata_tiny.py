@@ -198,6 +198,26 @@ def test_packed_records_that_unpack_beyond_measure(tmp_path: Path) -> None:
         assert "unpack to more than" in capture.damage()[0].problem
 
 
+def test_records_that_are_no_whole_words(tmp_path: Path) -> None:
+    """Perf packs into records of any size; the chain goes on behind them, wherever that is."""
+    out = tiny(48)
+    out.records = [part for each in out.records for part in (each, out.pack("IHH", 99, 0, 13) + b"\1" * 5)]
+    with _open(tmp_path, out.file()) as capture:
+        assert capture.counts()["records"].sum() == 48
+        assert capture.read("wide")["value"].to_list() == [i for i in range(48) if i % 3]
+        assert capture.damage() == []
+
+
+def test_after_too_many_broken_records_the_rest_is_left_out(tmp_path: Path) -> None:
+    out = tiny(24)
+    whole = list(out.records)
+    for _ in range(600):
+        out.records += [b"\0" * 8, *whole[-8:]]
+    with _open(tmp_path, out.file()) as capture:
+        assert any("the rest is left out" in each.problem for each in capture.damage())
+        assert capture.counts()["records"].sum() > 3000
+
+
 def test_a_chain_is_found_again() -> None:
     records = b"".join(tiny(30).records)
     noise = np.random.default_rng(1).integers(0, 256, 4096, np.uint8).tobytes()

@@ -52,6 +52,7 @@ class RoundQueue:
         self._parts: list[Samples] = []
         self._waiting = 0
         self._file = file  # mapped: its bytes are not held
+        self._held_bytes = 0
         self._tried = -1
         #: the latest time so far; as it was at the last end of a round; and at the one before: so far all may go
         self._latest = self._at_last_round = self._limit = -1
@@ -71,6 +72,8 @@ class RoundQueue:
                 latest = max(latest, int(rising[-1]))
             else:
                 latest = max(latest, int(samples.times.max()))
+            if samples.raw is not self._file and not (self._parts and self._parts[-1].raw is samples.raw):
+                self._held_bytes += len(samples.raw)
             self._parts.append(samples)
             self._waiting += len(samples)
         else:
@@ -86,7 +89,7 @@ class RoundQueue:
             batch = self._upto(self._limit, at_least=self._block_samples // 2)
             if batch is not None:
                 return batch
-        if self._waiting < self._max_waiting and self._held_bytes() < self._max_held_bytes:
+        if self._waiting < self._max_waiting and self._held_bytes < self._max_held_bytes:
             return None
         times = np.concatenate([part.times for part in self._parts])
         middle = int(np.partition(times, len(times) // 2)[len(times) // 2])
@@ -96,11 +99,6 @@ class RoundQueue:
         """Give all that is left."""
         parts, self._parts, self._waiting = self._parts, [], 0
         return Batch(parts) if parts else None
-
-    def _held_bytes(self) -> int:
-        # Parts of one piece of unpacked records share it.
-        pieces = {id(part.raw): len(part.raw) for part in self._parts if part.raw is not self._file}
-        return sum(pieces.values())
 
     def _upto(self, limit: int, at_least: int) -> Batch | None:
         """Give the samples up to a time, where they are so many."""
@@ -117,5 +115,8 @@ class RoundQueue:
                 batch.append(part.part(mask))
                 left.append(part.part(~mask))
         self._parts = left
+        # Parts of one piece of unpacked records share it.
+        pieces = {id(part.raw): len(part.raw) for part in left if part.raw is not self._file}
+        self._held_bytes = sum(pieces.values())
         self._waiting = sum(len(part) for part in left)
         return Batch(batch)

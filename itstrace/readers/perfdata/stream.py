@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _MIN_WINDOW_BYTES, _MAX_WINDOW_BYTES = 4 << 10, 2 << 20
 #: Unpacked records are handed on about so many bytes at a time.
 _PIECE_BYTES = 1 << 20
-#: A file with more broken places than this is no recording.
-_MAX_HOLES = 1000
+#: A file with more broken places than this is no recording; all of them are told (tally.MAX_DAMAGE).
+_MAX_HOLES = 500
 #: A block unpacks to 128 KiB at most and takes three bytes at least: fed so little, no more than 22 MiB come at once.
 _FED_BYTES = 512
 #: zstd --ultra --long=31 would want 2 GiB; perf uses the levels up to 22, whose windows are no larger than this.
@@ -56,9 +56,8 @@ class RecordStream:
                 # What was packed before stands before.
                 yield from self._drained()
                 yield chain
-            window = max(_MIN_WINDOW_BYTES, min(2 * window, _MAX_WINDOW_BYTES))
+            window = _next_window(chain.end - at)
             if chain.blocked:
-                window = max(_MIN_WINDOW_BYTES, min(2 * (chain.end - at), _MAX_WINDOW_BYTES))
                 at = self._alone(chain.end)
                 while (piece := self._unpacker.take(_PIECE_BYTES)) is not None:
                     yield from self._inner(piece)
@@ -137,11 +136,12 @@ class RecordStream:
     def _inner(self, piece: bytes) -> Iterator[Chain]:
         """Give the records of one unpacked piece; one that is not whole waits for the next piece."""
         raw = np.frombuffer(piece, np.uint8)
-        at = 0
+        at, window = 0, _MIN_WINDOW_BYTES
         while len(raw) - at >= HEADER_BYTES:
-            chain = walk(raw, at, len(raw), big_endian=self._big_endian)
+            chain = walk(raw, at, min(at + window, len(raw)), big_endian=self._big_endian)
             if len(chain.starts):
                 yield chain
+            window = _next_window(chain.end - at)
             at = chain.end
             if not chain.blocked:
                 continue
@@ -160,6 +160,11 @@ class RecordStream:
                 break
             at += size  # of a pipe's own records none is packed: they are passed over
         self._unpacker.carried = piece[at:]
+
+
+def _next_window(walked_bytes: int) -> int:
+    """Say how far to look ahead: twice as far as the chain went, for where it was stopped it may be stopped again."""
+    return max(_MIN_WINDOW_BYTES, min(2 * walked_bytes, _MAX_WINDOW_BYTES))
 
 
 class _Unpacker:
