@@ -44,7 +44,6 @@ class Record(IntEnum):
     FINISHED_ROUND = 68
     ID_INDEX = 69
     AUXTRACE = 71
-    EVENT_UPDATE = 78
     HEADER_FEATURE = 80
     COMPRESSED = 81
     COMPRESSED2 = 83

@@ -56,7 +56,6 @@ class RoundQueue:
         self._tried = -1
         #: the latest time so far; as it was at the last end of a round; and at the one before: so far all may go
         self._latest = self._at_last_round = self._limit = -1
-        self.rounds = 0
 
     def add(self, samples: Samples, chain: Chain) -> None:
         """Take the samples of some records, and the ends of rounds among these."""
@@ -80,7 +79,6 @@ class RoundQueue:
             for _ in range(min(len(ends), 2)):
                 self._limit, self._at_last_round = self._at_last_round, latest
         self._latest = latest
-        self.rounds += len(ends)
 
     def ready(self) -> Batch | None:
         """Give what may go, where that is worth a block."""
