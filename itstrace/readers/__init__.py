@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from itstrace.errors import UnknownFormatError
+from itstrace.readers.descriptions import MAGIC as TRACE_DAT_MAGIC
+from itstrace.readers.perfdata import PerfData
+from itstrace.readers.perfdata.header import MAGICS as PERF_MAGICS
 from itstrace.readers.qemulog import QemuLog, first_event
 from itstrace.readers.source import open_source
 from itstrace.readers.text import TextCapture
 from itstrace.readers.tracedat import TraceDat
-from itstrace.readers.tracedat.container import MAGIC as TRACE_DAT_MAGIC
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_capture"]
 
-_READABLE = "a trace.dat, text that ftrace, trace-cmd or perf printed, or a log of QEMU's ITS"
+_READABLE = "a trace.dat, a perf.data, text that ftrace, trace-cmd or perf printed, or a log of QEMU's ITS"
 
 
 def open_capture(path: Path | str) -> Capture:
@@ -30,6 +32,8 @@ def open_capture(path: Path | str) -> Capture:
     head = source.head()
     if head.startswith(TRACE_DAT_MAGIC):
         return TraceDat.open(source)
+    if head.startswith(tuple(PERF_MAGICS)):
+        return PerfData.open(source)
     if first_event(source.data) is not None:
         return QemuLog.open(source)
     text = TextCapture.open(source)
@@ -41,7 +45,6 @@ def open_capture(path: Path | str) -> Capture:
 
 #: What people hand over by mistake, by its first bytes.
 _OTHERS = (
-    (b"PERFILE2", "is a perf.data file"),
     (b"\xff\xd8\xff", "is a JPEG picture"),
     (b"\x89PNG", "is a PNG picture"),
     (b"\x7fELF", "is an ELF program"),

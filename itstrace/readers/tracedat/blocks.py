@@ -19,7 +19,7 @@ from itstrace.readers.tracedat.ring import Records, Words, decode
 if TYPE_CHECKING:
     from itstrace.readers.base import Block, EventField, EventFormat
     from itstrace.readers.formats import CommonLayout
-    from itstrace.readers.tracedat.tally import Tally
+    from itstrace.readers.tracedat.tally import RingTally
     from itstrace.readers.tracedat.windows import Batch
 
 
@@ -42,7 +42,7 @@ class BlockDecoder:
     """Decodes batches one after the other; keeps the count of records, which is the next one's rank."""
 
     def __init__(
-        self, choices: list[Choice], common: CommonLayout, tally: Tally, *, big_endian: bool
+        self, choices: list[Choice], common: CommonLayout, tally: RingTally, *, big_endian: bool
     ) -> None:
         self._choices = [(choice, choice.empty()) for choice in choices]
         self._common = common

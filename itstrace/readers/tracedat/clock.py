@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from itstrace.readers.tracedat.bytesource import Cursor
+    from itstrace.readers.bytesource import Cursor
 
 #: TIME_SHIFT flag: correct between two samples along a line.
 INTERPOLATE = 1

@@ -8,7 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from itstrace.errors import CaptureError, Damage, ItsTraceError
-from itstrace.readers.tracedat.bytesource import MAX_SECTION_BYTES, Cursor, Decompressor
+from itstrace.readers.bytesource import MAX_SECTION_BYTES, Cursor, Decompressor
+from itstrace.readers.descriptions import (
+    MAGIC,
+    read_cmdlines,
+    read_descriptions,
+    read_event_formats,
+    read_ftrace_formats,
+    read_header_info,
+    read_printk,
+)
 from itstrace.readers.tracedat.clock import Tsc, parse_time_shift
 from itstrace.readers.tracedat.contents import Buffer, Container, CpuData, Option
 
@@ -16,7 +25,6 @@ if TYPE_CHECKING:
     import mmap
     from pathlib import Path
 
-MAGIC = b"\x17\x08\x44tracing"
 #: Bit 0 of a section's flags: its body is one compressed block.
 COMPRESSED = 1
 #: The CPU column is 16 bits wide.
@@ -24,8 +32,6 @@ MAX_CPUS = 1 << 16
 #: A sub-buffer has up to 128 kernel pages, of up to 64 KiB.
 #: Source: kernel/trace/trace.c:buffer_subbuf_size_write (v6.12)
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 1024, 128 * 65536
-#: Event ids have 16 bits.
-MAX_EVENTS = 1 << 16
 
 _LATENCY_ADVICE = "record events into a flyrecord file: trace-cmd record -e ... without a latency tracer (-p)"
 
@@ -48,7 +54,7 @@ def read_container(path: Path, data: mmap.mmap) -> Container:
             expected="version 6 or 7",
             advice="trace-cmd convert --file-version 7 -i FILE -o NEW",
         )
-    container = Container(path, len(data), int(version))
+    container = Container(path=path, size_bytes=len(data), version=int(version))
     endian, container.long_bytes = cursor.number(1), cursor.number(1)
     if endian > 1 or container.long_bytes not in (4, 8):
         raise cursor.error(
@@ -79,19 +85,14 @@ def read_container(path: Path, data: mmap.mmap) -> Container:
 
 
 def _read_version_6(container: Container, cursor: Cursor) -> None:
-    _read_header_info(container, cursor)
-    _read_ftrace_formats(container, cursor)
-    _read_event_formats(container, cursor)
-    container.kallsyms_bytes = _skip(cursor, cursor.number(4))
-    container.printk_formats = cursor.take(cursor.number(4)).decode("utf-8", "replace")
-    container.cmdlines = cursor.take(cursor.number(8)).decode("utf-8", "replace")
+    read_descriptions(container, cursor)
     header_cpus = cursor.number(4)
     instances: list[tuple[int, str]] = []
     tag = cursor.take(10)
     if tag == b"options  \0":
         while (option := cursor.number(2)) != Option.DONE:
             start = cursor.position
-            body = _sub_cursor(cursor, cursor.number(4), "an option")
+            body = cursor.part(cursor.number(4), "an option")
             if option == Option.BUFFER:
                 instances.append((body.number(8), body.text()))
             else:
@@ -156,11 +157,11 @@ def _read_version_7(container: Container, cursor: Cursor) -> None:
             container.note_damage(offset, f"a section of options cannot be read: {error.message}")
             break
     for option, read in (
-        (Option.HEADER_INFO, _read_header_info),
-        (Option.FTRACE_EVENTS, _read_ftrace_formats),
-        (Option.EVENT_FORMATS, _read_event_formats),
-        (Option.PRINTK, _read_printk),
-        (Option.CMDLINES, _read_cmdlines),
+        (Option.HEADER_INFO, read_header_info),
+        (Option.FTRACE_EVENTS, read_ftrace_formats),
+        (Option.EVENT_FORMATS, read_event_formats),
+        (Option.PRINTK, read_printk),
+        (Option.CMDLINES, read_cmdlines),
     ):
         if option not in sections:
             continue
@@ -202,7 +203,7 @@ def _read_options(container: Container, cursor: Cursor, body: Cursor, sections: 
     while body.left >= 6:
         start = body.position
         option = body.number(2)
-        data = _sub_cursor(body, body.number(4), "an option")
+        data = body.part(body.number(4), "an option")
         if option == Option.DONE:
             return data.number(8) if data.left >= 8 else 0
         if option == Option.BUFFER_TEXT:
@@ -255,42 +256,6 @@ def _read_buffer_option(container: Container, cursor: Cursor, data: Cursor) -> B
 # -- what both versions share --------------------------------------------------------------------------------
 
 
-def _read_header_info(container: Container, cursor: Cursor) -> None:
-    for name in ("header_page", "header_event"):
-        found = cursor.text()
-        if found != name:
-            raise cursor.error(f"{found[:20]!r} stands where {name} should")
-        setattr(container, name, cursor.take(cursor.number(8)).decode("utf-8", "replace"))
-
-
-def _read_ftrace_formats(container: Container, cursor: Cursor) -> None:
-    for _ in range(_event_count(cursor)):
-        container.format_texts.append(("ftrace", cursor.take(cursor.number(8)).decode("utf-8", "replace")))
-
-
-def _read_event_formats(container: Container, cursor: Cursor) -> None:
-    for _ in range(_event_count(cursor)):
-        system = cursor.text()
-        for _ in range(_event_count(cursor)):
-            text = cursor.take(cursor.number(8)).decode("utf-8", "replace")
-            container.format_texts.append((system, text))
-
-
-def _event_count(cursor: Cursor) -> int:
-    count = cursor.number(4)
-    if count > MAX_EVENTS:
-        raise cursor.error(f"{count} event types are impossible", expected=f"at most {MAX_EVENTS}")
-    return count
-
-
-def _read_printk(container: Container, cursor: Cursor) -> None:
-    container.printk_formats = cursor.take(cursor.number(4)).decode("utf-8", "replace")
-
-
-def _read_cmdlines(container: Container, cursor: Cursor) -> None:
-    container.cmdlines = cursor.take(cursor.number(8)).decode("utf-8", "replace")
-
-
 def _read_option(container: Container, option: int, data: Cursor, start: int) -> None:
     """Take in one option that means the same in both versions; an unknown one is only noted."""
     known = option in Option._value2member_map_
@@ -340,28 +305,6 @@ def _strtoll(text: str) -> int:
     Raises: ValueError where there is none.
     """
     return int(text, 0) if not text.lstrip("+-").startswith("0") or "x" in text.lower() else int(text, 8)
-
-
-def _sub_cursor(cursor: Cursor, size_bytes: int, what: str) -> Cursor:
-    """Give a cursor over the next bytes, and step over them."""
-    if size_bytes > cursor.left:
-        raise cursor.error(f"{what} of {size_bytes} bytes is longer than what holds it")
-    start = cursor.position
-    cursor.position = start + size_bytes
-    return Cursor(
-        cursor.path,
-        cursor.data,
-        start,
-        cursor.position,
-        cursor.big_endian,
-        what,
-        cursor.file_offset_bytes,
-    )
-
-
-def _skip(cursor: Cursor, size_bytes: int) -> int:
-    _sub_cursor(cursor, size_bytes, "a part")
-    return size_bytes
 
 
 def _latency_error(path: Path) -> CaptureError:

@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from itstrace.errors import Damage
+from itstrace.readers.descriptions import Descriptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,8 +66,8 @@ class Buffer:
     compressed: bool = False
 
 
-@dataclass(slots=True)
-class Container:
+@dataclass(slots=True, kw_only=True)
+class Container(Descriptions):
     """All that a trace.dat says apart from its records. Texts are as the kernel printed them."""
 
     path: Path
@@ -76,13 +77,6 @@ class Container:
     long_bytes: int = 8
     page_bytes: int = 4096
     compression: str = "none"
-    header_page: str = ""
-    header_event: str = ""
-    #: (system, format text) of every event type
-    format_texts: list[tuple[str, str]] = field(default_factory=list)
-    cmdlines: str = ""
-    printk_formats: str = ""
-    kallsyms_bytes: int = 0
     clocks: str = ""
     uname: str | None = None
     trace_cmd: str | None = None

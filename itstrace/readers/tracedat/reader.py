@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-import polars as pl
-
 from itstrace.errors import CaptureError, Damage, UsageError
 from itstrace.readers.base import Block, CaptureInfo, EventFormat, Wanted, read_event, selection
-from itstrace.readers.formats import CommonLayout, parse_format, parse_page_layout
+from itstrace.readers.bytesource import Decompressor
+from itstrace.readers.formats import parse_page_layout
 from itstrace.readers.source import Source, open_source
 from itstrace.readers.tracedat.blocks import BlockDecoder, Choice
-from itstrace.readers.tracedat.bytesource import Decompressor
 from itstrace.readers.tracedat.clock import Clock
 from itstrace.readers.tracedat.container import read_container
 from itstrace.readers.tracedat.pages import CpuPages
 from itstrace.readers.tracedat.source import ALL_RUNS_BYTES, RUN_BYTES, PageSource
-from itstrace.readers.tracedat.tally import Tally
+from itstrace.readers.tracedat.tally import RingTally
 from itstrace.readers.tracedat.windows import batches
-from itstrace.schemas import COUNTS, GAPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    import polars as pl
 
     from itstrace.readers.tracedat.contents import Buffer
 
@@ -50,15 +49,13 @@ class TraceDat:
             self._layout = parse_page_layout(self._container.header_page)
         except ValueError as error:
             raise CaptureError(path, f"the file's description of its pages is damaged: {error}") from error
-        self._damage = [*source.damage, *self._container.damage]
-        self._events: dict[int, EventFormat] = {}
-        self._common = CommonLayout()
-        self._read_formats()
+        self._events, self._common, damage = self._container.events(self._layout.commit_bytes)
+        self._damage = [*source.damage, *self._container.damage, *damage]
         self._formats = {event.full_name: event for event in self._events.values()}
         self._buffers = self._choose_buffers(buffer)
-        self._comms = _parse_comms(self._container.cmdlines)
+        self._comms = self._container.comms()
         self._info = self._describe()
-        self._tally: Tally | None = None
+        self._tally: RingTally | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -97,13 +94,8 @@ class TraceDat:
 
     def counts(self) -> pl.DataFrame:
         """Records per event and CPU; reads the file where that has not been done. Shape: rows of COUNTS."""
-        tally = self._complete()
-        rows: list[tuple[str, int, int]] = []
-        for number, per_cpu in tally.counts.items():
-            event = self._events.get(number)
-            name = f"unknown:{number}" if event is None else event.full_name
-            rows.extend((name, cpu, int(per_cpu[cpu])) for cpu in per_cpu.nonzero()[0].tolist())
-        return pl.DataFrame(rows, schema=COUNTS, orient="row").sort("event", "cpu")
+        names = {number: event.full_name for number, event in self._events.items()}
+        return self._complete().counts_frame(names)
 
     def span(self) -> tuple[int | None, int | None]:
         """Times of the first and the last record, in ns; None where there is none."""
@@ -117,21 +109,17 @@ class TraceDat:
 
         Shape: rows of GAPS
         """
-        return pl.DataFrame(self._complete().gap_rows(), schema=GAPS, orient="row").sort("to_ns", "cpu")
+        return self._complete().gaps_frame()
 
     def damage(self) -> list[Damage]:
         """Where the file is cut short or damaged."""
-        tally = self._complete()
-        found = self._damage + tally.damage
-        if tally.more_damage:
-            found.append(Damage(None, None, f"{tally.more_damage} more places are damaged"))
-        return found
+        return self._damage + self._complete().all_damage()
 
     def disorder(self) -> int:
         """How many records had stamps that ran backwards within their CPU; they got the time before them."""
         return self._complete().disorder
 
-    def _complete(self) -> Tally:
+    def _complete(self) -> RingTally:
         if self._tally is None:
             for _ in self.blocks({}):
                 pass
@@ -150,7 +138,7 @@ class TraceDat:
         return self._blocks([Choice(event, fields) for event, fields in chosen if fields is not None])
 
     def _blocks(self, choices: list[Choice]) -> Iterator[Block]:
-        tally = Tally()
+        tally = RingTally()
         sources = self._sources(tally)
         decoder = BlockDecoder(choices, self._common, tally, big_endian=self._container.big_endian)
         try:
@@ -166,7 +154,7 @@ class TraceDat:
 
     # -- opening ---------------------------------------------------------------------------------------------
 
-    def _sources(self, tally: Tally) -> list[PageSource]:
+    def _sources(self, tally: RingTally) -> list[PageSource]:
         """Put a cursor before the first page of every CPU, in the order in which ties are broken."""
         chosen = [(data.cpu, i, data) for i, buffer in enumerate(self._buffers) for data in buffer.cpus]
         run_bytes = min(RUN_BYTES, ALL_RUNS_BYTES // max(len(chosen), 1))
@@ -192,22 +180,6 @@ class TraceDat:
         # synchronised
         shift = container.time_shift if buffer.name == "" else None
         return Clock(shift, container.tsc, container.offset_ns)
-
-    def _read_formats(self) -> None:
-        for system, text in self._container.format_texts:
-            try:
-                event, common = parse_format(system, text, self._layout.commit_bytes)
-            except ValueError as error:
-                self._damage.append(Damage(None, None, str(error)))
-                continue
-            if event.event_id > 0xFFFF:
-                self._damage.append(
-                    Damage(None, None, f"{event.full_name} has the impossible id {event.event_id}")
-                )
-                continue
-            if common is not None and not self._events:
-                self._common = common
-            self._events[event.event_id] = event
 
     def _choose_buffers(self, name: str | None) -> list[Buffer]:
         known = self._container.buffers
@@ -251,13 +223,3 @@ class TraceDat:
             trace_id=container.trace_id,
             options=options,
         )
-
-
-def _parse_comms(text: str) -> dict[int, str]:
-    """Read `saved_cmdlines`: a pid and a name in each line."""
-    comms: dict[int, str] = {}
-    for line in text.splitlines():
-        pid, _, comm = line.strip().partition(" ")
-        if pid.isdigit() and comm:
-            comms[int(pid)] = comm
-    return comms

@@ -12,8 +12,8 @@ from itstrace.readers.tracedat.pages import NONE_LOST, UNKNOWN_LOST, Bytes, CpuP
 if TYPE_CHECKING:
     import mmap
 
+    from itstrace.readers.bytesource import Decompressor
     from itstrace.readers.formats import PageLayout
-    from itstrace.readers.tracedat.bytesource import Decompressor
     from itstrace.readers.tracedat.contents import CpuData
 
 #: Bits of the commit word. Source: kernel/trace/ring_buffer.c:RB_MISSED_EVENTS, RB_MISSED_STORED (v6.12)

@@ -73,6 +73,16 @@ class Cursor:
         self.position = stop + 1
         return raw.decode("utf-8", "replace")
 
+    def part(self, size_bytes: int, what: str) -> Cursor:
+        """Give a cursor over the next bytes, and step over them."""
+        if size_bytes > self.left:
+            raise self.error(f"{what} of {size_bytes} bytes is longer than what holds it")
+        start = self.position
+        self.position = start + size_bytes
+        return Cursor(
+            self.path, self.data, start, self.position, self.big_endian, what, self.file_offset_bytes
+        )
+
 
 class Decompressor:
     """Unpacks blocks of the one compression that a file uses, and never more than a block says it holds.
