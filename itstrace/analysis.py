@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itstrace.errors import NothingToAnalyzeError
 from itstrace.lives import Lives, live
 from itstrace.observe import Observations, observe
-from itstrace.readers import open_capture
+from itstrace.readers import open_captures
 from itstrace.replay import History, replay
 from itstrace.rules import check
 from itstrace.tables import LPI_ROWS, Tables
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     import polars as pl
 
@@ -56,21 +57,24 @@ class Analysis:
         return tables
 
 
-def analyze(path: Path | str, *, profile: str | None = None, seed: Seed | None = None) -> Analysis:
+def analyze(
+    path: Path | str | Sequence[Path | str], *, profile: str | None = None, seed: Seed | None = None
+) -> Analysis:
     """Analyze a capture: replay its ITS commands, rebuild tables and lives, and name what went wrong.
 
+    Several paths are parts of one capture, merged by time.
     `profile` overrides the model (`architecture`, `kvm-6.1`, `kvm-6.12`, `kvm-7.3`), else the capture's own
     kernel chooses.
     Raises: CaptureError where the file cannot be read at all, NothingToAnalyzeError where it holds nothing of
-    an ITS or an LPI.
+    an ITS or an LPI, UsageError where several are no parts of one capture.
     """
-    with open_capture(path) as capture:
+    with open_captures([path] if isinstance(path, str | Path) else path) as capture:
         observations = observe(capture)
         info, counts, gaps, damage = capture.info, capture.counts(), capture.gaps(), capture.damage()
         start_ns, end_ns = capture.span()
     if not _anything(observations, info):
         raise NothingToAnalyzeError(
-            path,
+            info.path,
             "nothing of an ITS, an LPI or a KVM/arm64 guest was recorded",
             advice="`itstrace info` lists what is in it; record the kvm events and the dynamic events of "
             "docs/observations.md on the arm64 host",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from itstrace.errors import UnknownFormatError
+from itstrace.readers.merged import MergedCapture
 from itstrace.readers.source import open_source
 from itstrace.readers.tracedat import TraceDat
 from itstrace.readers.tracedat.container import MAGIC as TRACE_DAT_MAGIC
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from itstrace.readers.base import Capture
+    from itstrace.readers.source import Source
 
-__all__ = ["open_capture"]
+__all__ = ["open_capture", "open_captures"]
 
 _READABLE = "a trace.dat of trace-cmd"
 
@@ -24,7 +28,23 @@ def open_capture(path: Path | str) -> Capture:
 
     Raises: CaptureError where the file cannot be read; UnknownFormatError where it is no capture.
     """
-    source = open_source(path)
+    return _open_file(open_source(path))
+
+
+def open_captures(paths: Sequence[Path | str]) -> Capture:
+    """Open captures that are parts of one, merged by time; a single one is opened as it is.
+
+    Raises: what `open_capture` does; UsageError where they are no parts of one capture.
+    """
+    assert paths
+    with ExitStack() as stack:
+        parts = [stack.enter_context(open_capture(path)) for path in paths]
+        whole = parts[0] if len(parts) == 1 else MergedCapture(parts)
+        stack.pop_all()
+    return whole
+
+
+def _open_file(source: Source) -> Capture:
     head = source.head()
     if head.startswith(TRACE_DAT_MAGIC):
         return TraceDat.open(source)

@@ -69,6 +69,10 @@ class CaptureInfo:
     buffers: list[str] = field(default_factory=list)
     trace_id: int | None = None
     options: dict[str, str] = field(default_factory=dict)  # any other thing the file says, for `info`
+    paths: list[Path] = field(default_factory=list)  # the files, where `path` is not the one file
+    notes: list[str] = field(
+        default_factory=list
+    )  # what was decided in reading it that the reader should know
 
 
 #: One block of a capture: for each event asked for, the block's records in order of time over all CPUs.

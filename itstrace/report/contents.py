@@ -102,7 +102,7 @@ def contents_document(held: Contents, needs: Needs) -> dict[str, Any]:
     return {
         "schema": INFO_SCHEMA,
         "version": __version__,
-        "capture": {**info, "path": str(held.info.path), "start_ns": held.start_ns, "end_ns": held.end_ns},
+        "capture": {**info, **_paths(held.info), "start_ns": held.start_ns, "end_ns": held.end_ns},
         "events": event_documents(held),
         "lost": held.gaps.rename({"lost": "records"}).to_dicts(),
         "damage": [asdict(place) for place in held.damage],
@@ -117,6 +117,10 @@ def contents_document(held: Contents, needs: Needs) -> dict[str, Any]:
             ],
         },
     }
+
+
+def _paths(info: CaptureInfo) -> dict[str, Any]:
+    return {"path": str(info.path), "paths": [str(path) for path in info.paths or [info.path]]}
 
 
 def event_documents(held: Contents) -> list[dict[str, Any]]:
