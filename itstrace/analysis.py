@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itstrace.errors import NothingToAnalyzeError
+from itstrace.instants import parse_instant
 from itstrace.lives import Lives, live
 from itstrace.observe import Observations, observe
 from itstrace.readers import open_captures
 from itstrace.replay import History, replay
 from itstrace.rules import check
+from itstrace.seed import combine_seeds, read_seed
 from itstrace.tables import LPI_ROWS, Tables
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ class Analysis:
     lives: Lives
     findings: list[Finding]
     skipped: list[SkippedRule]
+    #: what the replay began with: the caller's, or those that came with the capture
+    seed: Seed | None = None
 
     def at(self, time_ns: int | None = None, vm: int | None = None) -> Tables:
         """Tables and LPIs as of a time (None: the end, or just before a VM's teardown), of one VM or of all.
@@ -64,7 +68,7 @@ def analyze(
 
     Several paths are parts of one capture, merged by time.
     `profile` overrides the model (`architecture`, `kvm-6.1`, `kvm-6.12`, `kvm-7.3`), else the capture's own
-    kernel chooses.
+    kernel chooses. `seed` goes before what a bundle brings with it.
     Raises: CaptureError where the file cannot be read at all, NothingToAnalyzeError where it holds nothing of
     an ITS or an LPI, UsageError where several are no parts of one capture.
     """
@@ -72,6 +76,8 @@ def analyze(
         observations = observe(capture)
         info, counts, gaps, damage = capture.info, capture.counts(), capture.gaps(), capture.damage()
         start_ns, end_ns = capture.span()
+        if seed is None:
+            seed = _bundled_seed(info, start_ns, end_ns, observations)
     if not _anything(observations, info):
         raise NothingToAnalyzeError(
             info.path,
@@ -85,8 +91,21 @@ def analyze(
         observations, history, lives, gaps=gaps, damage=damage, start_ns=start_ns, end_ns=end_ns
     )
     return Analysis(
-        info, start_ns, end_ns, counts, gaps, damage, observations, history, lives, findings, skipped
+        info, start_ns, end_ns, counts, gaps, damage, observations, history, lives, findings, skipped, seed
     )
+
+
+def _bundled_seed(
+    info: CaptureInfo, start_ns: int | None, end_ns: int | None, observations: Observations
+) -> Seed | None:
+    """The dumps that a bundle names as what the tables held at some instant."""
+    seeds = []
+    for each in info.seeds:
+        at_ns = None
+        if each.at is not None:
+            at_ns = parse_instant(each.at, start_ns, end_ns, observations.markers)
+        seeds.append(read_seed(each.path, at_ns))
+    return combine_seeds(seeds)
 
 
 def _anything(observations: Observations, info: CaptureInfo) -> bool:

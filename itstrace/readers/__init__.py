@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itstrace.errors import UnknownFormatError
+from itstrace.readers.bundle import is_tar, open_folder, open_tar
 from itstrace.readers.merged import MergedCapture
 from itstrace.readers.source import open_source
 from itstrace.readers.tracedat import TraceDat
 from itstrace.readers.tracedat.container import MAGIC as TRACE_DAT_MAGIC
+from itstrace.readers.tracedat.raw import looks_raw, without_formats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from itstrace.readers.base import Capture
     from itstrace.readers.source import Source
@@ -26,9 +28,17 @@ _READABLE = "a trace.dat of trace-cmd"
 def open_capture(path: Path | str) -> Capture:
     """Open a capture of any format that itstrace reads, plain or packed; `-` is standard input.
 
+    A folder or a tar is opened as what it holds: captures that are parts of one, and what describes them.
+
     Raises: CaptureError where the file cannot be read; UnknownFormatError where it is no capture.
     """
-    return _open_file(open_source(path))
+    if Path(path).is_dir():
+        return open_folder(Path(path), _open_file)
+    source = open_source(path)
+    if not is_tar(source):
+        return _open_file(source)
+    with closing(source):
+        return open_tar(source, _open_file)
 
 
 def open_captures(paths: Sequence[Path | str]) -> Capture:
@@ -49,6 +59,8 @@ def _open_file(source: Source) -> Capture:
     if head.startswith(TRACE_DAT_MAGIC):
         return TraceDat.open(source)
     source.close()
+    if looks_raw(head) and not head.startswith(tuple(magic for magic, *_ in _OTHERS)):
+        raise without_formats(source.path)
     raise UnknownFormatError(source.path, _what_it_is(head), expected=_READABLE, advice=_advice(head))
 
 

@@ -102,7 +102,7 @@ def contents_document(held: Contents, needs: Needs) -> dict[str, Any]:
     return {
         "schema": INFO_SCHEMA,
         "version": __version__,
-        "capture": {**info, **_paths(held.info), "start_ns": held.start_ns, "end_ns": held.end_ns},
+        "capture": {**info, **_named(held.info), "start_ns": held.start_ns, "end_ns": held.end_ns},
         "events": event_documents(held),
         "lost": held.gaps.rename({"lost": "records"}).to_dicts(),
         "damage": [asdict(place) for place in held.damage],
@@ -119,8 +119,13 @@ def contents_document(held: Contents, needs: Needs) -> dict[str, Any]:
     }
 
 
-def _paths(info: CaptureInfo) -> dict[str, Any]:
-    return {"path": str(info.path), "paths": [str(path) for path in info.paths or [info.path]]}
+def _named(info: CaptureInfo) -> dict[str, Any]:
+    """The files by name."""
+    return {
+        "path": str(info.path),
+        "paths": [str(path) for path in info.paths or [info.path]],
+        "seeds": [{"file": seed.name, "at": seed.at} for seed in info.seeds],
+    }
 
 
 def event_documents(held: Contents) -> list[dict[str, Any]]:
@@ -164,6 +169,7 @@ def overview(sheet: Sheet, held: Contents, needs: Needs) -> Iterator[Text]:
             f"{plural(total, 'event')} of {types}, {lost(held.gaps)}; {plural(described, 'type')} described",
         ),
         ("damage", damage_words(held.damage)),
+        *(("seed", f"{seed.name}, at {seed.at or 'the start'}") for seed in info.seeds),
         *((name, value) for name, value in info.options.items() if not name.startswith(_STATISTICS)),
     ]
     yield from facts(sheet, rows)

@@ -226,6 +226,7 @@ class MergedCapture:
             trace_id=_first(info.trace_id for info in infos),
             options=options,
             paths=[path for info in infos for path in info.paths or [info.path]],
+            seeds=[seed for info in infos for seed in info.seeds],
             notes=notes + [note for info in infos for note in info.notes],
         )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from itstrace.errors import Damage
 
 if TYPE_CHECKING:
+    import mmap
     from pathlib import Path
 
     from itstrace.readers.tracedat.clock import TimeShift, Tsc
@@ -52,6 +53,8 @@ class CpuData:
     cpu: int
     offset_bytes: int
     size_bytes: int
+    #: the CPU's own file, where there is not one for all
+    file: mmap.mmap | None = None
 
 
 @dataclass(slots=True)
@@ -71,7 +74,7 @@ class Container:
 
     path: Path
     size_bytes: int
-    version: int = 0
+    version: int = 0  # 0: no trace.dat but pages as the kernel gives them, see raw.py
     big_endian: bool = False
     long_bytes: int = 8
     page_bytes: int = 4096
@@ -106,6 +109,13 @@ class Container:
             if word.startswith("["):
                 return word.strip("[]")
         return None
+
+    @property
+    def format(self) -> str:
+        """What kind of file it is."""
+        if self.version == 0:
+            return "trace_pipe_raw"
+        return f"trace.dat v{self.version}" + ("" if self.version == 6 else f" {self.compression}")
 
     def note_damage(self, offset_bytes: int | None, problem: str) -> None:
         """Keep a place at which the container is damaged."""
