@@ -265,7 +265,7 @@ def _describe(
         format=f"bundle of {whole.format}" if whole.path != folder.shown or whole.paths else whole.format,
         paths=[path for path in paths if path != folder.shown] or [folder.shown],
         options=options,
-        notes=[*notes, *whole.notes],
+        notes=[*notes, *held.notes, *whole.notes],
         seeds=seeds,
     )
 

@@ -44,6 +44,8 @@ class Holdings:
     dumps: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
     kernel: KernelTexts = field(default_factory=KernelTexts)
+    #: what the reader should know
+    notes: list[str] = field(default_factory=list)
 
 
 def scan(root: Path, shown: Path) -> Holdings:
@@ -140,6 +142,8 @@ def _by_content(root: Path, shown: Path, path: Path, held: Holdings) -> None:
         held.texts.append(path)
     else:
         held.others.append(path)
+        if cpu is not None:
+            held.notes.append(f"{shown / path} is named as a CPU's pages, but does not hold any: left out")
 
 
 def _buffer(path: Path) -> str:

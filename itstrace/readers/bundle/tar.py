@@ -106,4 +106,4 @@ def _write(source: Source, target: Path, start: int, end: int) -> bool:
 
 
 def _clean(name: str) -> str:
-    return name.encode("ascii", "backslashreplace").decode("ascii")[:60]
+    return ascii(name)[1:-1][:60]

@@ -39,8 +39,8 @@ _PAGE_BYTES: Final = tuple(4096 << order for order in range(8))
 _DATA_SIZE = re.compile(r"field:\s*char data;\s*offset:(\d+);\s*size:(\d+);")
 #: Pages that are looked at to tell their size.
 _LOOKED_AT: Final = 256
-#: Bits of a commit word that mean something: size, and records missed before the page.
-_COMMIT_BITS: Final = COMMIT_MASK | 3 << 30
+#: Bits of a commit word that mean nothing: between the size and the two that say that records were missed.
+_NO_BITS: Final = (1 << 30) - 1 & ~COMMIT_MASK
 
 _ADVICE = (
     "put them in one folder with the descriptions of the events: "
@@ -79,12 +79,7 @@ def looks_raw(head: bytes) -> bool:
     for order in ("<", ">"):
         stamp, commit = (int(value) for value in np.frombuffer(head[:16], f"{order}u8"))
         size = commit & COMMIT_MASK
-        if (
-            0 < stamp < 1 << 62
-            and commit & ~_COMMIT_BITS == 0
-            and 8 <= size < _PAGE_BYTES[-1]
-            and not size % 4
-        ):
+        if 0 < stamp < 1 << 62 and _possible(commit) and 8 <= size < _PAGE_BYTES[-1] and not size % 4:
             return True
     return False
 
@@ -196,10 +191,17 @@ def _are_pages(source: Source, layout: PageLayout, size: int, order: str) -> boo
         stamps.append(int(np.frombuffer(head, f"{order}u8", 1, layout.stamp_offset)[0]))
         commits.append(int(np.frombuffer(head, f"{order}u{layout.commit_bytes}", 1, layout.commit_offset)[0]))
     possible = all(
-        commit & ~_COMMIT_BITS == 0 and commit & COMMIT_MASK <= size - layout.data_offset
-        for commit in commits
+        _possible(commit) and commit & COMMIT_MASK <= size - layout.data_offset for commit in commits
     )
     rising = all(
         0 <= one <= other < 1 << 62 for one, other in zip(stamps, [*stamps[1:], stamps[-1]], strict=True)
     )
     return possible and rising and any(commit & COMMIT_MASK for commit in commits)
+
+
+def _possible(commit: int) -> bool:
+    """Whether a word can be that of a page. The upper half repeats bit 31: RB_MISSED_EVENTS is added as an int.
+
+    Source: kernel/trace/ring_buffer.c:ring_buffer_read_page (v6.12)
+    """
+    return commit & _NO_BITS == 0 and commit >> 32 in (0, 0xFFFFFFFF if commit >> 31 & 1 else 0)
