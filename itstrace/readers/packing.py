@@ -62,7 +62,8 @@ class _Gzip:
         return self._inner.unused_data
 
     def pieces(self, packed: bytes) -> Iterator[bytes]:
-        while packed:
+        # A piece that ends just where the member does may leave its tail unconsumed: only `eof` says that it is over.
+        while packed and not self._inner.eof:
             yield self._inner.decompress(packed, _PIECE_BYTES)
             packed = self._inner.unconsumed_tail
 
@@ -127,6 +128,7 @@ class Members:
         self._rest = b""
         #: bytes read so far, and what is wrong with the end
         self.taken = 0
+        self._members = 0
         self.problem: str | None = None
 
     def pieces(self, path: Path) -> Iterator[bytes]:
@@ -135,7 +137,14 @@ class Members:
         Raises: CaptureError where a member needs more memory than is given; what the packing's library raises.
         """
         while self._at_member():
-            _check_memory(path, self._kind, self._rest)
+            if not _fits(self._kind, self._rest):
+                if not self._members:
+                    raise _too_hungry(path, self._kind, _ZSTD_WINDOW_BYTES)
+                self.problem = (
+                    f"{self._kind} data damaged after {self.taken} bytes: a frame wants too large a window"
+                )
+                return
+            self._members += 1
             unpacker: _Unpacker = UNPACKERS[self._kind]()
             while not unpacker.eof:
                 chunk = self._rest or self._read()
@@ -174,15 +183,15 @@ class Members:
         return chunk
 
 
-def _check_memory(path: Path, kind: str, head: bytes) -> None:
-    """See to it that a zstd frame wants no larger window than is given: it would be called damaged else."""
-    if kind == "zstd":
-        try:
-            window_bytes = zstandard.get_frame_parameters(head[:_FRAME_HEADER_BYTES]).window_size
-        except zstandard.ZstdError:  # a frame to be skipped, or one that is cut short
-            return
-        if window_bytes > _ZSTD_WINDOW_BYTES:
-            raise _too_hungry(path, kind, _ZSTD_WINDOW_BYTES)
+def _fits(kind: str, head: bytes) -> bool:
+    """Whether a zstd frame wants no larger window than is given: the library would call it damaged."""
+    if kind != "zstd":
+        return True
+    try:
+        window_bytes: int = zstandard.get_frame_parameters(head[:_FRAME_HEADER_BYTES]).window_size
+    except zstandard.ZstdError:  # a frame to be skipped, or one that is cut short
+        return True
+    return window_bytes <= _ZSTD_WINDOW_BYTES
 
 
 def _too_hungry(path: Path, kind: str, given_bytes: int) -> CaptureError:

@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -72,11 +72,13 @@ def open_source(path: Path | str) -> Source:
                     f"is packed {_MAX_LAYERS + 1} times over ({', '.join((*packing, kind))})",
                     advice="unpack it by hand",
                 )
-            with file:
-                plain = _spool(path)
+            plain = _spool(path)
+            with file, ExitStack() as unpacked:
+                unpacked.callback(plain.close)
                 problem = _unpack(path, file, kind, plain, FREE_BYTES + MAX_RATIO * packed_bytes)
                 if problem is not None:
                     damage.append(Damage(plain.tell(), None, problem))
+                unpacked.pop_all()
             file = plain
             packing.append(kind)
         size = file.seek(0, os.SEEK_END)
