@@ -1,4 +1,4 @@
-"""The guides show what happens: every example of cli.md and bundles.md is run, and all that is shown is in its output, in order."""
+"""The guides show what happens: every example of cli.md and bundles.md is run, and all that it shows is in its output."""
 
 from __future__ import annotations
 
