@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itstrace.errors import NothingToAnalyzeError
+from itstrace.instants import parse_instant
 from itstrace.lives import Lives, live
 from itstrace.observe import Catalogue, Observations, load_events, observe
-from itstrace.readers import open_capture
+from itstrace.readers import open_captures
 from itstrace.readers.qemulog import RECORD as QEMU_ADVICE
 from itstrace.replay import History, replay
 from itstrace.rules import check
+from itstrace.seed import combine_seeds, read_seed
 from itstrace.tables import LPI_ROWS, Tables
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     import polars as pl
 
@@ -47,6 +50,8 @@ class Analysis:
     lives: Lives
     findings: list[Finding]
     skipped: list[SkippedRule]
+    #: what the replay began with: the caller's, or those that came with the capture
+    seed: Seed | None = None
 
     def at(self, time_ns: int | None = None, vm: int | None = None) -> Tables:
         """Tables and LPIs as of a time (None: the end, or just before a VM's teardown), of one VM or of all.
@@ -65,7 +70,7 @@ class Analysis:
 
 
 def analyze(
-    path: Path | str,
+    path: Path | str | Sequence[Path | str],
     *,
     profile: str | None = None,
     seed: Seed | None = None,
@@ -73,20 +78,24 @@ def analyze(
 ) -> Analysis:
     """Analyze a capture: replay its ITS commands, rebuild tables and lives, and name what went wrong.
 
+    Several paths are parts of one capture, merged by time.
     `profile` overrides the model (`architecture`, `kvm-6.1`, `kvm-6.12`, `kvm-7.3`, `qemu`), else the capture's
-    own kernel chooses, or its kind: a log of QEMU is replayed as `qemu`. `events` is a TOML file that says which of
-    the capture's own events is what (docs/events.md).
+    own kernel chooses, or its kind: a log of QEMU is replayed as `qemu`. `seed` goes before what a bundle brings
+    with it. `events` is a TOML file that says which of the capture's own events is what (docs/events.md).
     Raises: CaptureError where the file cannot be read at all, NothingToAnalyzeError where it holds nothing of
-    an ITS or an LPI; UsageError where the file of events says what cannot be.
+    an ITS or an LPI; UsageError where the file of events says what cannot be, or several are no parts of one
+    capture.
     """
     catalogue = Catalogue() if events is None else load_events(events)
-    with open_capture(path) as capture:
+    with open_captures([path] if isinstance(path, str | Path) else path) as capture:
         observations = observe(capture, catalogue)
         info, counts, gaps, damage = capture.info, capture.counts(), capture.gaps(), capture.damage()
         start_ns, end_ns = capture.span()
+        if seed is None:
+            seed = _bundled_seed(info, start_ns, end_ns, observations)
     if not _anything(observations, info):
         raise NothingToAnalyzeError(
-            path,
+            info.path,
             "nothing of an ITS, an LPI or a KVM/arm64 guest was recorded",
             advice=QEMU_ADVICE
             if info.model == "qemu"
@@ -98,8 +107,21 @@ def analyze(
         observations, history, lives, gaps=gaps, damage=damage, start_ns=start_ns, end_ns=end_ns
     )
     return Analysis(
-        info, start_ns, end_ns, counts, gaps, damage, observations, history, lives, findings, skipped
+        info, start_ns, end_ns, counts, gaps, damage, observations, history, lives, findings, skipped, seed
     )
+
+
+def _bundled_seed(
+    info: CaptureInfo, start_ns: int | None, end_ns: int | None, observations: Observations
+) -> Seed | None:
+    """The dumps that a bundle names as what the tables held at some instant."""
+    seeds = []
+    for each in info.seeds:
+        at_ns = None
+        if each.at is not None:
+            at_ns = parse_instant(each.at, start_ns, end_ns, observations.markers)
+        seeds.append(read_seed(each.path, at_ns))
+    return combine_seeds(seeds)
 
 
 def _anything(observations: Observations, info: CaptureInfo) -> bool:

@@ -61,7 +61,14 @@ def load_seed(spec: str, resolve: Callable[[str], int] | None = None) -> Seed:
     path, instant = split_seed(spec)
     if instant is not None and resolve is None:
         raise UsageError(f"--seed {spec}: an instant needs a capture", advice=f"--seed {path}")
-    at_ns = None if instant is None or resolve is None else resolve(instant)
+    return read_seed(path, None if instant is None or resolve is None else resolve(instant))
+
+
+def read_seed(path: Path, at_ns: int | None) -> Seed:
+    """Read a dump that was taken at `at_ns` (None: at the capture's start).
+
+    Raises: DumpError where it cannot be read, or does not tell the tables.
+    """
     dump = read_dump(path)
     if isinstance(dump, VgicState):
         return Seed(dump.tables, at_ns, (path,))

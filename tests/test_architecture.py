@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "replay": {"gic", "model", "observe", "readers", "seed"},
     "lives": {"observe", "replay"},
     "rules": {"findings", "gic", "model", "observe", "replay", "lives"},
-    "analysis": {"readers", "observe", "replay", "lives", "rules", "findings", "seed"},
+    "analysis": {"readers", "observe", "replay", "lives", "rules", "findings", "seed", "instants"},
     "compare": {"analysis"},
     "verify": {"analysis", "compare", "gic", "instants", "readers", "saved_tables", "seed"},
     "report": {

@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
           itstrace analyze trace.dat
           itstrace analyze trace.dat --fail-on error --json result.json
           itstrace analyze trace.dat --select ITS3,ITS4 --ignore ITS405
+          itstrace analyze trace.dat perf.data
           itstrace analyze trace.dat --seed vgic-state@+0.5""",
     )(_analyze)
 
@@ -37,7 +38,11 @@ def register(app: typer.Typer) -> None:
 def _analyze(  # noqa: PLR0917  one option each; the order is the help's
     captures: Annotated[
         list[Path],
-        typer.Argument(metavar="CAPTURE", help="A capture: a trace.dat of trace-cmd.", show_default=False),
+        typer.Argument(
+            metavar="CAPTURE...",
+            help="A capture: a trace.dat of trace-cmd, or a folder or tar with one. Several are parts of one, merged by time.",
+            show_default=False,
+        ),
     ],
     json: Annotated[
         str | None,
@@ -72,18 +77,10 @@ def _analyze(  # noqa: PLR0917  one option each; the order is the help's
     what to do next, the tables as they were at the end, how long interrupts took, and what the capture
     cannot tell.
     """
-    if len(captures) > 1:
-        raise UsageError("one capture at a time for now", advice=f"itstrace analyze {captures[0]}")
-    capture = captures[0]
     chosen, ignored = _codes("--select", select), _codes("--ignore", ignore)
-    if (
-        json not in (None, _STDOUT)
-        and capture.exists()
-        and Path(json).exists()
-        and Path(json).samefile(capture)
-    ):
+    if json not in (None, _STDOUT) and any(_same_file(Path(json), capture) for capture in captures):
         raise UsageError(f"--json {json} would overwrite the capture", advice="name another file")
-    analysis = analyzed(capture, profile=kernel, seeds=seed or (), events=events)
+    analysis = analyzed(*captures, profile=kernel, seeds=seed or (), events=events)
     analysis.findings = filter_findings(analysis.findings, select=chosen, ignore=ignored)
     out = Output()
     if json == _STDOUT:
@@ -108,6 +105,10 @@ def _codes(option: str, given: Sequence[str] | None) -> tuple[str, ...]:
     if given and not codes:
         raise UsageError(f"{option} names no code", advice=f"{option} ITS3,ITS401")
     return tuple(codes)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _why(code: str) -> str:

@@ -6,7 +6,12 @@ from typing import Annotated
 import typer
 
 CapturePath = Annotated[
-    Path, typer.Argument(metavar="CAPTURE", help="A capture: a trace.dat of trace-cmd.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="CAPTURE",
+        help="A capture: a trace.dat of trace-cmd, or a folder or tar with one.",
+        show_default=False,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Profile = Annotated[

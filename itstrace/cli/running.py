@@ -12,7 +12,7 @@ from itstrace.cli.output import note, working
 from itstrace.errors import UsageError
 from itstrace.instants import parse_instant
 from itstrace.model.profiles import PROFILES
-from itstrace.readers import open_capture
+from itstrace.readers import open_captures
 from itstrace.seed import combine_seeds, load_seed
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ _MARKER = "ftrace:print"
 
 
 def analyzed(
-    path: Path, *, profile: str | None = None, seeds: Sequence[str] = (), events: Path | None = None
+    *paths: Path, profile: str | None = None, seeds: Sequence[str] = (), events: Path | None = None
 ) -> Analysis:
-    """Analyze one capture, and show on a terminal that it is being done.
+    """Analyze one capture, or the parts of one, and show on a terminal that it is being done.
 
     Raises: UsageError for a profile, a seed or a file of events that is none; CaptureError for a capture that cannot be read.
     """
@@ -35,9 +35,9 @@ def analyzed(
         raise UsageError(
             f"--kernel {profile}: there is no such profile", advice=f"one of {', '.join(PROFILES)}"
         )
-    with working(f"analyzing {path.name}"):
-        seed = combine_seeds([load_seed(spec, lambda text: _instant(path, text)) for spec in seeds])
-        analysis = analyze(path, profile=profile, seed=seed, events=events)
+    with working(f"analyzing {', '.join(path.name for path in paths)}"):
+        seed = combine_seeds([load_seed(spec, lambda text: _instant(paths, text)) for spec in seeds])
+        analysis = analyze(paths, profile=profile, seed=seed, events=events)
     remarks = analysis.observations.remarks
     for remark in remarks[:_REMARKS]:
         note(f"{events}: {remark}")
@@ -51,15 +51,15 @@ def instant(analysis: Analysis, text: str) -> int:
     return parse_instant(text, analysis.start_ns, analysis.end_ns, analysis.observations.markers)
 
 
-def _instant(path: Path, text: str) -> int:
+def _instant(paths: tuple[Path, ...], text: str) -> int:
     """The time that `text` names in a capture that is not analyzed yet."""
-    start_ns, end_ns, markers = _times(path)
+    start_ns, end_ns, markers = _times(paths)
     return parse_instant(text, start_ns, end_ns, markers)
 
 
 @cache
-def _times(path: Path) -> tuple[int | None, int | None, pl.DataFrame]:
-    with open_capture(path) as capture:
+def _times(paths: tuple[Path, ...]) -> tuple[int | None, int | None, pl.DataFrame]:
+    with open_captures(paths) as capture:
         frames = [block[_MARKER] for block in capture.blocks({_MARKER: ("buf",)}) if _MARKER in block]
         notes = [frame.select("time_ns", pl.col("buf").str.strip_chars().alias("text")) for frame in frames]
         empty = pl.DataFrame(schema={"time_ns": pl.Int64, "text": pl.String})

@@ -14,7 +14,6 @@ from itstrace.cli.options import AsJson, CapturePath, Events, Limit, Profile, Se
 from itstrace.cli.output import Output, note
 from itstrace.cli.running import analyzed, instant
 from itstrace.report.layout import Column, table
-from itstrace.seed import combine_seeds, load_seed
 from itstrace.verify import verify
 
 if TYPE_CHECKING:
@@ -88,8 +87,7 @@ def _verify(
     """
     analysis = analyzed(capture, profile=kernel, seeds=seed or (), events=events)
     at_ns = None if at is None else instant(analysis, at)
-    sown = combine_seeds([load_seed(spec, lambda text: instant(analysis, text)) for spec in seed or ()])
-    comparison = verify(analysis, dumps, at_ns, vm=vm, its=its, seed=sown)
+    comparison = verify(analysis, dumps, at_ns, vm=vm, its=its, seed=analysis.seed)
     out = Output()
     if json:
         out.json(_document(comparison, at_ns))

@@ -51,6 +51,16 @@ class EventFormat:
         return f"{self.system}:{self.name}" if self.system else self.name
 
 
+@dataclass(frozen=True, slots=True)
+class SeedFile:
+    """A dump that comes with a capture and says what the tables held at `at` (as `--seed DUMP@T`; None: at its start)."""
+
+    path: Path
+    at: str | None
+    #: what to call it; `path` may be temporary
+    name: str
+
+
 @dataclass(slots=True)
 class CaptureInfo:
     """What a capture says about itself. Unknown is None. Times are of the capture's clock, in ns."""
@@ -71,6 +81,11 @@ class CaptureInfo:
     #: The model's profile of whatever was recorded, where it was no kernel: "qemu".
     model: str | None = None
     options: dict[str, str] = field(default_factory=dict)  # any other thing the file says, for `info`
+    paths: list[Path] = field(default_factory=list)  # the files, where `path` is not the one file
+    notes: list[str] = field(
+        default_factory=list
+    )  # what was decided in reading it that the reader should know
+    seeds: list[SeedFile] = field(default_factory=list)
 
 
 #: One block of a capture: for each event asked for, the block's records in order of time over all CPUs.

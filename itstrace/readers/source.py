@@ -6,34 +6,25 @@ unlinked temporary file, a chunk at a time; a file that unpacks beyond all measu
 
 from __future__ import annotations
 
-import lzma
 import mmap
 import os
 import stat
 import sys
 import tempfile
-import zlib
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, Protocol
-
-import zstandard
+from typing import IO, Final
 
 from itstrace.errors import CaptureError, Damage
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from itstrace.readers.packing import MAGIC_BYTES, UNPACK_ERRORS, UNPACKERS, Members, packing_of
 
 STDIN: Final = Path("-")
 _CHUNK_BYTES = 1 << 20
+_PEEKED_BYTES = 64 << 10
 #: What a packed file may unpack to: this much in any case, and so many times its own size beyond it. Ring buffers
 #: and their text pack to a tenth or a thirtieth; only what was made to fill disks packs to a thousandth.
 FREE_BYTES, MAX_RATIO = 256 << 20, 400
-#: xz says itself how much memory it needs; more than this no capture does (xz -9 needs 65 MiB).
-_XZ_MEMORY_BYTES = 256 << 20
-#: zstd --ultra --long=31 would want 2 GiB.
-_ZSTD_WINDOW_BYTES = 128 << 20
 #: Packed in packed in packed: two are a mistake somebody made, more are an attack.
 _MAX_LAYERS = 2
 
@@ -71,7 +62,8 @@ def open_source(path: Path | str) -> Source:
     path = Path(path)
     packing: list[str] = []
     damage: list[Damage] = []
-    file = _from_pipe(sys.stdin.buffer) if path == STDIN else _opened(path)
+    file = _standard_input() if path == STDIN else _opened(path)
+    packed_bytes = file.seek(0, os.SEEK_END)
     try:
         while (kind := _packing(file)) is not None:
             if len(packing) == _MAX_LAYERS:
@@ -80,11 +72,13 @@ def open_source(path: Path | str) -> Source:
                     f"is packed {_MAX_LAYERS + 1} times over ({', '.join((*packing, kind))})",
                     advice="unpack it by hand",
                 )
-            with file:
-                plain = _spool(path)
-                problem = _unpack(path, file, kind, plain)
+            plain = _spool(path)
+            with file, ExitStack() as unpacked:
+                unpacked.callback(plain.close)
+                problem = _unpack(path, file, kind, plain, FREE_BYTES + MAX_RATIO * packed_bytes)
                 if problem is not None:
                     damage.append(Damage(plain.tell(), None, problem))
+                unpacked.pop_all()
             file = plain
             packing.append(kind)
         size = file.seek(0, os.SEEK_END)
@@ -100,25 +94,48 @@ def open_source(path: Path | str) -> Source:
         file.close()
 
 
+def peek(path: Path, size_bytes: int = 4096) -> bytes:
+    """The first bytes of a regular file, unpacked; fewer, or none, where they cannot be had."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_PEEKED_BYTES)
+    except OSError:
+        return b""
+    for _ in range(_MAX_LAYERS):
+        kind = packing_of(head)
+        if kind is None:
+            break
+        plain = b""
+        with suppress(*UNPACK_ERRORS):
+            for piece in UNPACKERS[kind]().pieces(head):
+                plain += piece
+                if len(plain) >= _PEEKED_BYTES:
+                    break
+        head = plain[:_PEEKED_BYTES]
+    return head[:size_bytes]
+
+
 _COPY = "copy the file again, or record again"
-_MAGICS = ((b"\x1f\x8b\x08", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))
 
 
 def _packing(file: IO[bytes]) -> str | None:
     file.seek(0)
-    head = file.read(8)
+    head = file.read(MAGIC_BYTES)
     file.seek(0)
-    return next((name for magic, name in _MAGICS if head.startswith(magic)), None)
+    return packing_of(head)
 
 
 def _opened(path: Path) -> IO[bytes]:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise CaptureError(path, "is a folder", advice="name the capture file in it")
+            raise CaptureError(path, "is a folder", expected="a file", advice="name the file in it")
         if stat.S_ISFIFO(mode):
-            with path.open("rb") as pipe:
-                return _from_pipe(pipe)
+            # One that was read already may have no writer any more: to open it would wait for ever.
+            descriptor = os.open(path, os.O_RDONLY | (os.O_NONBLOCK if path in _came else 0))
+            os.set_blocking(descriptor, True)
+            with os.fdopen(descriptor, "rb") as pipe:
+                return _from_pipe(path, pipe)
         if not stat.S_ISREG(mode):
             raise CaptureError(
                 path,
@@ -147,12 +164,38 @@ def _spool(path: Path) -> IO[bytes]:
         ) from error
 
 
-def _from_pipe(pipe: IO[bytes]) -> IO[bytes]:
+def _standard_input() -> IO[bytes]:
+    """Standard input, as a file that can be read from its beginning.
+
+    Raises: CaptureError where there is none.
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        raise CaptureError(STDIN, "standard input is closed", advice="itstrace analyze - < FILE")
+    pipe = sys.stdin.buffer
+    try:
+        if stat.S_ISREG(os.fstat(pipe.fileno()).st_mode):
+            return os.fdopen(os.dup(pipe.fileno()), "rb")
+    except (OSError, ValueError):  # not a file of the system at all
+        pass
+    return _from_pipe(STDIN, pipe)
+
+
+#: What came through pipes. They give it once only, and a command may open its capture twice.
+_came: dict[Path, IO[bytes]] = {}
+
+
+def _from_pipe(path: Path, pipe: IO[bytes]) -> IO[bytes]:
     """Everything that comes through a pipe, in a temporary file."""
-    plain = _spool(STDIN)
-    while chunk := pipe.read(_CHUNK_BYTES):
-        _write(STDIN, plain, chunk)
-    return plain
+    kept = _came.get(path)
+    if kept is None or (first := pipe.read(_CHUNK_BYTES)):
+        plain = _spool(path)
+        chunk = pipe.read(_CHUNK_BYTES) if kept is None else first
+        while chunk:
+            _write(path, plain, chunk)
+            chunk = pipe.read(_CHUNK_BYTES)
+        plain.flush()
+        kept = _came[path] = plain
+    return os.fdopen(os.dup(kept.fileno()), "rb")
 
 
 def _write(path: Path, plain: IO[bytes], chunk: bytes) -> None:
@@ -166,113 +209,24 @@ def _write(path: Path, plain: IO[bytes], chunk: bytes) -> None:
         ) from error
 
 
-class _Unpacker(Protocol):
-    """What the three packings have in common: bytes in, bytes out, never more of them than asked for."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def pieces(self, packed: bytes) -> Iterator[bytes]: ...
-
-
-class _Gzip:
-    def __init__(self) -> None:
-        self._inner = zlib.decompressobj(wbits=31)
-
-    @property
-    def eof(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._inner.unused_data
-
-    def pieces(self, packed: bytes) -> Iterator[bytes]:
-        while packed:
-            yield self._inner.decompress(packed, _CHUNK_BYTES)
-            packed = self._inner.unconsumed_tail
-
-
-class _Xz:
-    def __init__(self) -> None:
-        self._inner = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
-
-    @property
-    def eof(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._inner.unused_data
-
-    def pieces(self, packed: bytes) -> Iterator[bytes]:
-        yield self._inner.decompress(packed, _CHUNK_BYTES)
-        while not self._inner.eof and not self._inner.needs_input:
-            yield self._inner.decompress(b"", _CHUNK_BYTES)
-
-
-class _Zstd:
-    #: A block unpacks to 128 KiB at most and takes three bytes at least: fed so little, no more than 8 MiB come at once.
-    _FED_BYTES = 256
-
-    def __init__(self) -> None:
-        unpacker = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
-        self._inner = unpacker.decompressobj(write_size=_CHUNK_BYTES)
-        self._unused = b""
-
-    @property
-    def eof(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._unused
-
-    def pieces(self, packed: bytes) -> Iterator[bytes]:
-        step = self._FED_BYTES
-        for at in range(0, len(packed), step):
-            yield self._inner.decompress(packed[at : at + step])
-            if self._inner.eof:
-                self._unused = self._inner.unused_data + packed[at + step :]
-                return
-
-
-_UNPACKERS: dict[str, type[_Gzip | _Xz | _Zstd]] = {"gzip": _Gzip, "xz": _Xz, "zstd": _Zstd}
-
-
-def _unpack(path: Path, packed: IO[bytes], kind: str, plain: IO[bytes]) -> str | None:
+def _unpack(path: Path, packed: IO[bytes], kind: str, plain: IO[bytes], limit_bytes: int) -> str | None:
     """Unpack a file into another; give what is wrong with it, where only its beginning could be unpacked.
 
-    Raises: CaptureError where more comes out than any capture holds.
+    Raises: CaptureError where more comes out than any capture holds, or unpacking takes more memory than is given.
     """
-    taken = given = 0
-    unpacker: _Unpacker = _UNPACKERS[kind]()
-    rest = b""
+    given = 0
+    members = Members(packed, kind)
     try:
-        while chunk := rest or packed.read(_CHUNK_BYTES):
-            if not rest:
-                taken += len(chunk)
-            for piece in unpacker.pieces(chunk):
-                given += len(piece)
-                if given > FREE_BYTES + MAX_RATIO * taken:
-                    raise CaptureError(
-                        path,
-                        f"unpacks to more than {given >> 20} MiB, {MAX_RATIO} times its size: nothing that a tracer wrote does",
-                        offset_bytes=taken,
-                        advice=f"unpack it by hand ({kind} -d) if you trust it, and give what comes out",
-                    )
-                _write(path, plain, piece)
-            rest = b""
-            if unpacker.eof:
-                # Several members in one file are one stream, as for gzip -d; anything else behind the end is padding.
-                rest = unpacker.unused_data.lstrip(b"\0") or packed.read(_CHUNK_BYTES)
-                if not rest:
-                    return None
-                magic = next(magic for magic, name in _MAGICS if name == kind)
-                if not rest.startswith(magic):
-                    return f"something else than {kind} follows the packed data"
-                unpacker = _UNPACKERS[kind]()
-    except (zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, MemoryError) as error:
-        return f"{kind} data damaged after {taken} bytes: {error}"
-    return None if unpacker.eof else f"the {kind} file is cut short"
+        for piece in members.pieces(path):
+            given += len(piece)
+            if given > limit_bytes:
+                raise CaptureError(
+                    path,
+                    f"unpacks to more than {limit_bytes >> 20} MiB, {MAX_RATIO} times its size: nothing that a tracer wrote does",
+                    offset_bytes=members.taken,
+                    advice=f"unpack it by hand ({kind} -d) if you trust it, and give what comes out",
+                )
+            _write(path, plain, piece)
+    except UNPACK_ERRORS as error:
+        return f"{kind} data damaged after {members.taken} bytes: {error}"
+    return members.problem

@@ -128,7 +128,7 @@ def contents_document(held: Contents, needs: Needs) -> dict[str, Any]:
     return {
         "schema": INFO_SCHEMA,
         "version": __version__,
-        "capture": {**info, "path": str(held.info.path), "start_ns": held.start_ns, "end_ns": held.end_ns},
+        "capture": {**info, **_named(held.info), "start_ns": held.start_ns, "end_ns": held.end_ns},
         "events": event_documents(held),
         "lost": held.gaps.rename({"lost": "records"}).to_dicts(),
         "damage": [asdict(place) for place in held.damage],
@@ -165,6 +165,15 @@ def contents_document(held: Contents, needs: Needs) -> dict[str, Any]:
                 {"code": rule.code, "name": rule.name, "missing": list(rule.missing)} for rule in skipped
             ],
         },
+    }
+
+
+def _named(info: CaptureInfo) -> dict[str, Any]:
+    """The files by name."""
+    return {
+        "path": str(info.path),
+        "paths": [str(path) for path in info.paths or [info.path]],
+        "seeds": [{"file": seed.name, "at": seed.at} for seed in info.seeds],
     }
 
 
@@ -209,6 +218,7 @@ def overview(sheet: Sheet, held: Contents, needs: Needs) -> Iterator[Text]:
             f"{plural(total, 'event')} of {types}, {lost(held.gaps)}; {plural(described, 'type')} described",
         ),
         ("damage", damage_words(held.damage)),
+        *(("seed", f"{seed.name}, at {seed.at or 'the start'}") for seed in info.seeds),
         *((name, value) for name, value in info.options.items() if not name.startswith(_STATISTICS)),
     ]
     yield from facts(sheet, rows)

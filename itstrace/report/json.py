@@ -41,6 +41,7 @@ def analysis_document(analysis: Analysis) -> Document:
         "version": __version__,
         "capture": {
             "path": str(info.path),
+            "paths": [str(path) for path in info.paths or [info.path]],
             "format": info.format,
             "kernel": info.kernel,
             "arch": info.arch,
@@ -54,6 +55,7 @@ def analysis_document(analysis: Analysis) -> Document:
                 for gap in analysis.gaps.iter_rows(named=True)
             ],
             "damage": [asdict(damage) for damage in analysis.damage],
+            "notes": list(info.notes),
         },
         "coverage": {
             "observations": {

@@ -185,6 +185,7 @@ def about_file(info: CaptureInfo, *, modelled: str = "") -> list[tuple[str, Cell
     modelled = f"; replayed as {modelled}" if modelled else ""
     return [
         ("file", f"{info.path} ({size(info.size_bytes)}, {info.format})"),
+        *(("note", note) for note in info.notes),
         ("kernel", f"{', '.join(kernel)}{modelled}")
         if info.model is None
         else ("ITS", f"{host(info)}'s own{modelled}"),

@@ -180,10 +180,23 @@ def test_wrong_usage_is_2_and_says_why(
     assert "Traceback" not in result.err
 
 
-def test_several_captures_are_refused_clearly(
+def test_captures_of_several_recordings_are_refused_clearly(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "one capture at a time for now" in called(capsys, monkeypatch, "analyze", DOUBLE, CLEAN).err
+    refused = called(capsys, monkeypatch, "analyze", DOUBLE, CLEAN)
+
+    assert refused.code == 2
+    assert "are no parts of one capture: kernel 6.12.107+deb13-arm64 and 7.3.4+deb13-arm64" in refused.err
+
+
+def test_captures_that_are_parts_of_one_are_analyzed_together(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = json.loads(called(capsys, monkeypatch, "analyze", DOUBLE, DOUBLE, "--json", "-").out)
+
+    assert document["capture"]["paths"] == [str(DOUBLE)] * 2
+    assert document["capture"]["format"] == "2 captures: trace.dat v7 zstd + trace.dat v7 zstd"
+    assert {finding["code"] for finding in document["findings"]} == {"ITS401"}
 
 
 def test_a_capture_is_never_overwritten(

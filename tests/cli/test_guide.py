@@ -1,4 +1,4 @@
-"""The guide shows what happens: every example of docs/cli.md is run, and every line shown is in its output, in order."""
+"""The guides show what happens: every example of cli.md and bundles.md is run, and all that it shows is in its output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```console\n\$ (.*)\n((?:.*\n)*?)```$", GUIDE, re.MULTILINE)
+BUNDLES = (ROOT / "docs" / "bundles.md").read_text(encoding="utf-8")
+_EXAMPLE = re.compile(r"^```console\n\$ (.*)\n((?:.*\n)*?)```$", re.MULTILINE)
+EXAMPLES = _EXAMPLE.findall(GUIDE)
 
 
 def test_every_command_has_an_example() -> None:
@@ -22,7 +24,7 @@ def test_every_command_has_an_example() -> None:
     assert len(EXAMPLES) == GUIDE.count("```console")
 
 
-@pytest.mark.parametrize(("command", "shown"), EXAMPLES, ids=[command for command, _ in EXAMPLES])
+@pytest.mark.parametrize(("command", "shown"), EXAMPLES + _EXAMPLE.findall(BUNDLES))
 def test_an_example_does_what_the_guide_shows(command: str, shown: str, tmp_path: Path) -> None:
     if " | jq " in command and shutil.which("jq") is None:
         pytest.skip("jq is not installed")

@@ -119,7 +119,8 @@ def test_a_whole_small_document() -> None:
     document = _valid(tiny())
 
     assert document["capture"] == {
-        "path": "tiny.dat", "format": "trace.dat v7 none", "kernel": "6.12.0", "arch": "aarch64", "clock": "mono",
+        "path": "tiny.dat", "paths": ["tiny.dat"], "notes": [],
+        "format": "trace.dat v7 none", "kernel": "6.12.0", "arch": "aarch64", "clock": "mono",
         "start_ns": 100_000_000_000, "end_ns": 100_002_100_000, "events": 22, "cpus": 2, "lost": [], "damage": [],
     }  # fmt: skip
     assert document["coverage"]["skipped_rules"] == [

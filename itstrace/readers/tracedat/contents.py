@@ -10,6 +10,7 @@ from itstrace.errors import Damage
 from itstrace.readers.descriptions import Descriptions
 
 if TYPE_CHECKING:
+    import mmap
     from pathlib import Path
 
     from itstrace.readers.tracedat.clock import TimeShift, Tsc
@@ -53,6 +54,8 @@ class CpuData:
     cpu: int
     offset_bytes: int
     size_bytes: int
+    #: the CPU's own file, where there is not one for all
+    file: mmap.mmap | None = None
 
 
 @dataclass(slots=True)
@@ -72,7 +75,7 @@ class Container(Descriptions):
 
     path: Path
     size_bytes: int
-    version: int = 0
+    version: int = 0  # 0: no trace.dat but pages as the kernel gives them, see raw.py
     big_endian: bool = False
     long_bytes: int = 8
     page_bytes: int = 4096
@@ -100,6 +103,13 @@ class Container(Descriptions):
             if word.startswith("["):
                 return word.strip("[]")
         return None
+
+    @property
+    def format(self) -> str:
+        """What kind of file it is."""
+        if self.version == 0:
+            return "trace_pipe_raw"
+        return f"trace.dat v{self.version}" + ("" if self.version == 6 else f" {self.compression}")
 
     def note_damage(self, offset_bytes: int | None, problem: str) -> None:
         """Keep a place at which the container is damaged."""

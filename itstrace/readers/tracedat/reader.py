@@ -18,12 +18,12 @@ from itstrace.readers.tracedat.tally import RingTally
 from itstrace.readers.tracedat.windows import batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import polars as pl
 
-    from itstrace.readers.tracedat.contents import Buffer
+    from itstrace.readers.tracedat.contents import Buffer, Container
 
 
 class TraceDat:
@@ -38,19 +38,21 @@ class TraceDat:
 
         Raises: CaptureError where nothing of the file can be read; UsageError where it has no such buffer.
         """
-        return cls(source if isinstance(source, Source) else open_source(source), buffer)
+        source = source if isinstance(source, Source) else open_source(source)
+        return cls([source], read_container(source.path, source.data), buffer)
 
-    def __init__(self, source: Source, buffer: str | None = None) -> None:
-        self._source = source
-        path = self._path = source.path
-        self._file = source.data
-        self._container = read_container(path, self._file)
+    def __init__(self, sources: Sequence[Source], container: Container, buffer: str | None = None) -> None:
+        self._sources_open = sources
+        path = self._path = container.path
+        self._file = sources[0].data
+        self._container = container
         try:
             self._layout = parse_page_layout(self._container.header_page)
         except ValueError as error:
             raise CaptureError(path, f"the file's description of its pages is damaged: {error}") from error
         self._events, self._common, damage = self._container.events(self._layout.commit_bytes)
-        self._damage = [*source.damage, *self._container.damage, *damage]
+        found = (place for source in sources for place in source.damage)
+        self._damage = [*found, *self._container.damage, *damage]
         self._formats = {event.full_name: event for event in self._events.values()}
         self._buffers = self._choose_buffers(buffer)
         self._comms = self._container.comms()
@@ -82,7 +84,8 @@ class TraceDat:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._source.close()
+        for source in self._sources_open:
+            source.close()
 
     def read(self, name: str, limit: int | None = None) -> pl.DataFrame:
         """All records (or the first `limit`) of one event: `system:name`, or a name only one system has.
@@ -163,7 +166,7 @@ class TraceDat:
             buffer = self._buffers[i]
             sources.append(
                 PageSource(
-                    self._file,
+                    self._file if data.file is None else data.file,
                     data,
                     self._layout,
                     CpuPages(cpu, buffer.page_bytes, self._clock(buffer), tally.bad),
@@ -205,10 +208,9 @@ class TraceDat:
             options["synchronised with"] = f"trace id {container.time_shift.peer_trace_id:#x}"
         if others:
             options["buffers left out"] = ", ".join(f"{b.name!r} (clock {b.clock})" for b in others)
-        compression = "" if container.version == 6 else f" {container.compression}"
         return CaptureInfo(
             path=self._path,
-            format=f"trace.dat v{container.version}{compression}",
+            format=container.format,
             size_bytes=container.size_bytes,
             kernel=words[2] if len(words) > 2 else None,
             uname=container.uname,
