@@ -104,7 +104,14 @@ def analyze(
     history = replay(observations, kernel=info.kernel, profile=profile or info.model, seed=seed)
     lives = live(observations, history)
     findings, skipped = check(
-        observations, history, lives, gaps=gaps, damage=damage, start_ns=start_ns, end_ns=end_ns
+        observations,
+        history,
+        lives,
+        gaps=gaps,
+        damage=damage,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        losses_told=info.tells_losses,
     )
     return Analysis(
         info, start_ns, end_ns, counts, gaps, damage, observations, history, lives, findings, skipped, seed

@@ -69,6 +69,8 @@ class Observations:
     #: Records seen per probe.
     records: dict[str, int]
     _raw: Raw
+    #: The capture describes all events that the host had; else an event that is not there may have been recorded.
+    described: bool = True
     #: By VM: a number that no vCPU of it reaches, where that is known.
     vcpu_limits: dict[int, int] = field(default_factory=dict)
 
@@ -96,7 +98,9 @@ def observe(capture: Capture, catalogue: Catalogue = BUILT_IN) -> Observations:
     Raises: whatever the reader raises for a file that cannot be read at all.
     """
     raw = collect(capture, catalogue)
-    return from_qemu(raw) if qemu.is_qemu(raw) else from_raw(raw, identify(raw))
+    observations = from_qemu(raw) if qemu.is_qemu(raw) else from_raw(raw, identify(raw))
+    observations.described = capture.info.describes_events
+    return observations
 
 
 def from_raw(raw: Raw, identity: Identity) -> Observations:

@@ -82,10 +82,13 @@ class CaptureInfo:
     model: str | None = None
     options: dict[str, str] = field(default_factory=dict)  # any other thing the file says, for `info`
     paths: list[Path] = field(default_factory=list)  # the files, where `path` is not the one file
-    notes: list[str] = field(
-        default_factory=list
-    )  # what was decided in reading it that the reader should know
+    #: What was decided in reading it that the reader should know.
+    notes: list[str] = field(default_factory=list)
     seeds: list[SeedFile] = field(default_factory=list)
+    #: The file describes all events that the host had. Text tells of those that fired, and of no others.
+    describes_events: bool = True
+    #: The file tells where records were lost. perf script prints that only when asked to.
+    tells_losses: bool = True
 
 
 #: One block of a capture: for each event asked for, the block's records in order of time over all CPUs.

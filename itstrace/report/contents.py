@@ -206,6 +206,7 @@ def overview(sheet: Sheet, held: Contents, needs: Needs) -> Iterator[Text]:
     described = len(held.formats)
     total = int(held.counts["records"].sum())
     types = plural(held.counts["event"].n_unique(), "type")
+    losses = lost(held.gaps, told=info.tells_losses)
     yield sheet.rule("File")
     rows: list[tuple[str, Cell]] = [
         *about_file(info),
@@ -215,7 +216,7 @@ def overview(sheet: Sheet, held: Contents, needs: Needs) -> Iterator[Text]:
         ("time", span(held.start_ns, held.end_ns, info.clock)),
         (
             "recorded",
-            f"{plural(total, 'event')} of {types}, {lost(held.gaps)}; {plural(described, 'type')} described",
+            f"{plural(total, 'event')} of {types}, {losses}; {plural(described, 'type')} described",
         ),
         ("damage", damage_words(held.damage)),
         *(("seed", f"{seed.name}, at {seed.at or 'the start'}") for seed in info.seeds),

@@ -148,7 +148,9 @@ def _sureness(analysis: Analysis, wrong: Sequence[Finding], rules: int) -> str:
         parts.append("the capture begins with tables already in use")
     if analysis.skipped:
         parts.append(f"{len(analysis.skipped)} of {rules} rules could not run for want of recordings")
-    if not analysis.gaps.height and not analysis.skipped and not analysis.damage:
+    if not analysis.info.tells_losses:
+        parts.append("whether records were lost is not told")
+    elif not analysis.gaps.height and not analysis.skipped and not analysis.damage:
         parts.append(f"all {rules} rules ran and no records were lost")
     text = f"{'; '.join(parts)}."
     return text[0].upper() + text[1:]
@@ -169,7 +171,7 @@ def captured(sheet: Sheet, analysis: Analysis) -> Iterator[Text]:
     rows: list[tuple[str, Cell]] = [
         *about_file(analysis.info, modelled=listed(profiles)),
         ("time", span(analysis.start_ns, analysis.end_ns, analysis.info.clock)),
-        ("recorded", f"{recorded}, {lost(analysis.gaps)}"),
+        ("recorded", f"{recorded}, {lost(analysis.gaps, told=analysis.info.tells_losses)}"),
         ("damage", damage_words(analysis.damage)),
         *(("guest", line) for line in _guests(analysis)),
         ("commands", _commands(analysis)),
@@ -200,10 +202,10 @@ def span(start_ns: int | None, end_ns: int | None, clock: str | None) -> str:
     return f"{seconds(start_ns)} to {seconds(end_ns)} ({duration(end_ns - start_ns)}){named}"
 
 
-def lost(gaps: pl.DataFrame) -> str:
-    """How much the kernel could not record."""
+def lost(gaps: pl.DataFrame, *, told: bool = True) -> str:
+    """How much the kernel could not record; `told`: the capture says so where it did not."""
     if gaps.is_empty():
-        return "none lost"
+        return "none lost" if told else "losses not told"
     counted = gaps["lost"].drop_nulls()
     amount = f"{int(counted.sum()):,} lost" if counted.len() == gaps.height else "some lost"
     if 0 < counted.len() < gaps.height:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from itstrace.findings import Evidence, Finding, SkippedRule
+from itstrace.findings import Confidence, Evidence, Finding, Kind, SkippedRule
 from itstrace.observe import OBSERVATIONS, Observations
 from itstrace.rules.case import Case
 from itstrace.rules.registry import HEADINGS, RULES, Rule
@@ -42,9 +42,11 @@ def check(
     damage: Sequence[Damage],
     start_ns: int | None = None,
     end_ns: int | None = None,
+    losses_told: bool = True,
 ) -> tuple[list[Finding], list[SkippedRule]]:
     """Run every rule whose observations were made.
 
+    Where the capture does not tell what it lost (`losses_told`), nothing about the guest or its host is certain.
     Shape: findings, the worst first, with their evidence spelled out; and the rules that could not run.
     """
     seen = {observation.name for observation in OBSERVATIONS if observations.covers(observation)}
@@ -54,12 +56,20 @@ def check(
     for code, rule in RULES.items():
         if code not in skipped:
             found += rule.check(
-                Case(observations, history, lives, gaps, damage, start_ns, end_ns, rule, skipped)
+                Case(observations, history, lives, gaps, damage, start_ns, end_ns, rule, skipped, losses_told)
             )
+    if not losses_told:
+        found = [_at_best_likely(finding) for finding in found]
     found.sort(key=lambda f: (f.severity.rank, f.kind.rank, f.confidence.rank, f.code, f.time_ns or 0))
     return _with_evidence(found, observations, history), [
         SkippedRule(code, RULES[code].name, lacks) for code, lacks in skipped.items()
     ]
+
+
+def _at_best_likely(finding: Finding) -> Finding:
+    if finding.kind is Kind.EVIDENCE or finding.confidence is not Confidence.CERTAIN:
+        return finding
+    return replace(finding, confidence=Confidence.LIKELY)
 
 
 def _some(findings: Iterator[Finding], case: Case) -> Iterator[Finding]:

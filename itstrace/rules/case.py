@@ -37,6 +37,8 @@ class Case:
     end_ns: int | None
     rule: Rule
     skipped: dict[str, tuple[str, ...]]
+    #: The capture tells where records were lost; else `gaps` may lack some.
+    losses_told: bool = True
 
     @property
     def host(self) -> str:

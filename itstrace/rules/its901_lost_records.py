@@ -37,6 +37,12 @@ def lost_records(case: Case) -> Iterator[Finding]:
     guest faults), or on a quieter host.
     """
     gaps = case.gaps
+    if not case.losses_told:
+        yield case.finding(
+            "This text does not tell whether records were lost; findings that rest on what is not in it are likely at best.",
+            severity=Severity.NOTE,
+            advice="Analyze the perf.data itself, or print it with `perf script --show-lost-events`.",
+        )
     if gaps.is_empty():
         return
     known = int(gaps["lost"].drop_nulls().sum())

@@ -30,7 +30,8 @@ def missing_observation(case: Case) -> Iterator[Finding]:
     dynamic events.
 
     ## When it is wrong
-    Where the events have other names than ours; then they are not recognised.
+    Where the events have other names than ours; then they are not recognised (`--events FILE`). A text does not say
+    which events were recorded: one that never fired looks the same there.
 
     ## What to do
     Record the functions named in the message: each is a kprobe or kretprobe on that function of KVM.
@@ -50,8 +51,10 @@ def missing_observation(case: Case) -> Iterator[Finding]:
             continue
         missing = [probe for probe in ways[0] if probe not in case.observations.fed_by]
         wanted = ", ".join(f"{PROBES[probe].events[0]} ({PROBES[probe].kernel})" for probe in missing)
+        # Text cannot tell an event that never fired from one that was not recorded.
+        absent = "was not recorded" if case.observations.described else "never happened, or was not recorded"
         yield case.finding(
-            f"{name} ({observation.what}) was not recorded, so {', '.join(codes)} could not run. Missing: {wanted}.",
+            f"{name} ({observation.what}) {absent}, so {', '.join(codes)} could not run. Missing: {wanted}.",
             count=len(codes),
             **({"advice": 'Record with -trace "gicv3_its_*".'} if case.host == "QEMU" else {}),
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 import pytest
+from conftest import SAMPLES
 from helpers.perf_script import all_samples, read_script, words
 
 from itstrace import analyze
@@ -14,8 +15,6 @@ from itstrace.readers.perfdata import PerfData
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-pytestmark = pytest.mark.corpus
 
 #: libtraceevent cannot read this event's print format, and prints its fields one by one.
 FIELD_BY_FIELD = frozenset({"kvm:kvm_sys_access"})
@@ -39,11 +38,20 @@ def _plain(event: str, text: str) -> list[str]:
     return found
 
 
+@pytest.mark.corpus
 @pytest.mark.parametrize("name", CAPTURES)
 def test_every_sample_is_what_perf_script_prints(corpus: Path, name: str) -> None:
     folder = corpus / "forms-6.12"
-    theirs = read_script(folder / CAPTURES[name])
-    with PerfData.open(folder / name) as capture:
+    _compare(folder / name, folder / CAPTURES[name])
+
+
+def test_the_sample_is_what_perf_script_prints() -> None:
+    _compare(SAMPLES / "6.12-perf.data.zst", SAMPLES / "6.12-perf-script.txt.zst")
+
+
+def _compare(data: Path, script: Path) -> None:
+    theirs = read_script(script)
+    with PerfData.open(data) as capture:
         ours = all_samples(capture, field_by_field=FIELD_BY_FIELD)
 
         assert capture.damage() == []
@@ -71,6 +79,7 @@ def test_every_sample_is_what_perf_script_prints(corpus: Path, name: str) -> Non
         assert counts.rows() == expected.sort("event", "cpu").rows()
 
 
+@pytest.mark.corpus
 def test_times_are_whole_nanoseconds(corpus: Path) -> None:
     """The reference prints the samples outside of vCPU threads to the nanosecond."""
     folder = corpus / "forms-6.12"
@@ -85,6 +94,7 @@ def test_times_are_whole_nanoseconds(corpus: Path) -> None:
     assert theirs.height == 357
 
 
+@pytest.mark.corpus
 def test_what_the_header_says(corpus: Path) -> None:
     """Compare with perf-header.txt, and with the options that the recordings were made with."""
     folder = corpus / "forms-6.12"
@@ -108,6 +118,7 @@ def test_what_the_header_says(corpus: Path) -> None:
     assert info.clock == "perf"
 
 
+@pytest.mark.corpus
 def test_losses_are_those_that_perf_script_tells(corpus: Path) -> None:
     """The reference lists them but for those told in vCPU threads; each lies between two samples of its CPU."""
     folder = corpus / "forms-6.12"
@@ -131,6 +142,7 @@ def test_losses_are_those_that_perf_script_tells(corpus: Path) -> None:
         assert within.is_empty(), row
 
 
+@pytest.mark.corpus
 def test_a_whole_analysis(corpus: Path) -> None:
     """The analysis counts what the reference's text counts."""
     folder = corpus / "forms-6.12"

@@ -228,6 +228,9 @@ class MergedCapture:
             paths=[path for info in infos for path in info.paths or [info.path]],
             seeds=[seed for info in infos for seed in info.seeds],
             notes=notes + [note for info in infos for note in info.notes],
+            # What one part describes, all might have recorded: only where none does, nothing is known.
+            describes_events=any(info.describes_events for info in infos),
+            tells_losses=all(info.tells_losses for info in infos),
         )
 
 

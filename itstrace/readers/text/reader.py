@@ -198,12 +198,16 @@ class TextCapture:
             info.cpus = 1 + max(cpu for _, cpu in tally.counts)
         if tally.digits == 6:
             info.options["times"] = "to the microsecond, as the text prints them"
+            info.notes = [_MICROS, *(note for note in info.notes if note != _MICROS)]
         if tally.nameless:
             info.options["other lines"] = f"{tally.nameless:,} of tracers of functions, which are no events"
         plain = _FORMAT.format("ftrace")
         if info.format.startswith(plain) and any(":" in name for name in self._names.names):
             # Only perf prints an event's group before its name.
             info.format = info.format.replace(plain, _FORMAT.format("perf script"), 1)
+        if info.format.startswith(_FORMAT.format("perf script")):
+            info.tells_losses = bool(tally.gaps)
+            info.notes = [*(note for note in info.notes if note != _UNASKED), _UNASKED]
 
 
 def _frame(
@@ -219,6 +223,12 @@ def _frame(
 
 
 _FORMAT = "text of {}"
+_MICROS = "times are microseconds, as the text prints them"
+#: Source: tools/perf/builtin-script.c:filter_cpu, process_sample_event; perf-script(1)
+_UNASKED = (
+    "perf script prints lost records with --show-lost-events alone, and what was sampled in vCPU threads with "
+    "--guest-code alone: the perf.data itself has both"
+)
 
 
 def find_stamp(data: mmap.mmap | bytes) -> Stamp | None:
@@ -267,6 +277,7 @@ def _describe(source: Source, stamp: Stamp) -> CaptureInfo:
         clock={Stamp.COUNT: "counts, of no known unit", Stamp.MICROS: "since the buffer's start"}.get(stamp),
         cpus=int(next(filter(None, cpus.groups()))) if cpus is not None else 0,
         options=options,
+        describes_events=False,
     )
 
 
