@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
           itstrace analyze trace.dat --fail-on error --json result.json
           itstrace analyze trace.dat --select ITS3,ITS4 --ignore ITS405
           itstrace analyze trace.dat perf.data
+          ssh host cat /sys/kernel/tracing/trace | itstrace analyze -
           itstrace analyze trace.dat --seed vgic-state@+0.5""",
     )(_analyze)
 
@@ -39,8 +40,9 @@ def _analyze(  # noqa: PLR0917  one option each; the order is the help's
     captures: Annotated[
         list[Path],
         typer.Argument(
-            metavar="CAPTURE...",
-            help="A capture: a trace.dat of trace-cmd, or a folder or tar with one. Several are parts of one, merged by time.",
+            metavar="CAPTURE",
+            help="A capture: trace.dat, perf.data, text of ftrace, trace-cmd or perf script, a log of QEMU's ITS; packed "
+            "or not; a folder or tar with one; or - for standard input. Several are parts of one, merged by time.",
             show_default=False,
         ),
     ],

@@ -9,7 +9,8 @@ CapturePath = Annotated[
     Path,
     typer.Argument(
         metavar="CAPTURE",
-        help="A capture: a trace.dat of trace-cmd, or a folder or tar with one.",
+        help="A capture: trace.dat, perf.data, text of ftrace, trace-cmd or perf script, a log of QEMU's ITS; packed or "
+        "not; a folder or tar with one; or - for standard input.",
         show_default=False,
     ),
 ]

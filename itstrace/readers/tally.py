@@ -12,7 +12,7 @@ from itstrace.errors import Damage
 from itstrace.schemas import COUNTS, GAPS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -28,6 +28,21 @@ class Gap:
     from_ns: int | None
     to_ns: int | None
     lost: int | None
+
+
+def gaps_frame(rows: Sequence[tuple[int, int | None, int | None, int | None]]) -> pl.DataFrame:
+    """Gaps (CPU, from, to, how many lost) as a frame: a hostile file may claim more losses than 64 bits hold.
+
+    Shape: rows of GAPS, by their ends.
+    """
+    # Column by column, for polars guesses a type of its own from rows before it looks at the schema's.
+    bounded = [(*row[:3], None if row[3] is None else min(row[3], 2**64 - 1)) for row in rows]
+    columns = list(zip(*bounded, strict=True)) or [()] * len(GAPS)
+    series = [
+        pl.Series(name, values, dtype=dtype)
+        for (name, dtype), values in zip(GAPS.items(), columns, strict=True)
+    ]
+    return pl.DataFrame(series).sort("to_ns", "cpu")
 
 
 @dataclass(slots=True)
@@ -88,7 +103,7 @@ class Tally:
             from_ns = self.first_ns if gap.from_ns is None else gap.from_ns
             to_ns = self.last_ns if gap.to_ns is None else gap.to_ns
             rows.append((gap.cpu, from_ns, to_ns, gap.lost))
-        return pl.DataFrame(rows, schema=GAPS, orient="row").sort("to_ns", "cpu")
+        return gaps_frame(rows)
 
     def all_damage(self) -> list[Damage]:
         """Give the damaged places, and how many more there are."""

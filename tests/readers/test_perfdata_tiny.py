@@ -282,3 +282,17 @@ def test_any_part_cut_out(tmp_path: Path, end: int, size: int, at: int) -> None:
     path = tmp_path / "cut.data"
     path.write_bytes(raw[:at] + raw[at + size :] or b"P")
     _survives(path)
+
+
+def test_losses_beyond_all_counting_are_a_gap(tmp_path: Path) -> None:
+    """Found by a fuzzer: a LOST record that claims 2**64 - 1 records, behind one that claims none that is known."""
+    recording = tiny(6)
+    for claimed in (1, 2**64 - 1, 2**64 - 1):
+        recording.record(LOST, recording.pack("QQ", 50, claimed) + recording.trailer(2_000_000))
+        recording.sample(3_000_000)
+    path = tmp_path / "perf.data"
+    path.write_bytes(recording.file())
+    with PerfData.open(path) as capture:
+        gaps = capture.gaps()
+
+    assert gaps["lost"].max() == 2**64 - 1

@@ -11,13 +11,14 @@ import polars as pl
 
 from itstrace.readers.base import Block, CaptureInfo, EventField, EventFormat, Wanted, read_event, selection
 from itstrace.readers.source import Source, open_source
+from itstrace.readers.tally import gaps_frame
 from itstrace.readers.text.chunks import CHUNK_BYTES, Chunk, chunks
 from itstrace.readers.text.heads import Heads, Stamp, find_heads
 from itstrace.readers.text.names import Names
 from itstrace.readers.text.order import Piece, in_order
 from itstrace.readers.text.tally import Tally
 from itstrace.readers.text.values import Rows, TextEvent, columns, learn
-from itstrace.schemas import COUNTS, GAPS
+from itstrace.schemas import COUNTS
 
 if TYPE_CHECKING:
     import mmap
@@ -111,7 +112,7 @@ class TextCapture:
 
     def gaps(self) -> pl.DataFrame:
         """Stretches in which records were lost. Shape: rows of GAPS."""
-        return pl.DataFrame(self._complete().gap_rows(), schema=GAPS, orient="row").sort("to_ns", "cpu")
+        return gaps_frame(self._complete().gap_rows())
 
     def damage(self) -> list[Damage]:
         """Where the text is cut short or damaged."""
