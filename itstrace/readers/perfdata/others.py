@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from itstrace.readers.perfdata.contents import Record
+from itstrace.readers.perfdata.samples import MAX_TIME
 from itstrace.readers.tally import Gap
 
 if TYPE_CHECKING:
@@ -176,7 +177,8 @@ class OtherRecords:
             if trailer.cpu_before_end is not None:
                 cpu = self._number(record, len(record) - trailer.cpu_before_end, 4)
             if trailer.time_before_end is not None:
-                told = self._number(record, len(record) - trailer.time_before_end, 8)
+                stamp = self._number(record, len(record) - trailer.time_before_end, 8)
+                told = stamp if stamp <= MAX_TIME else None
         return min(cpu, _MAX_CPU), _Loss(None, told, self._number(record, 16, 8))
 
     def _note_hole(self) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NO_TRACEPOINT: Final = 1 << 16
 #: The CPU column is 16 bits wide.
 _MAX_CPU: Final = (1 << 16) - 1
-_MAX_TIME: Final = (1 << 63) - 1
+MAX_TIME: Final = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class SampleDecoder:
         if layout.tid_at is not None:
             tids = records.numbers(layout.tid_at + 4, "i4").view(np.int32)
         begins, lengths, good = self._raw_data(layout, records)
-        good &= (times <= _MAX_TIME) & (cpus <= _MAX_CPU)
+        good &= (times <= MAX_TIME) & (cpus <= _MAX_CPU)
         codes = np.full(len(starts), NO_TRACEPOINT + owner, np.uint32)
         if attribute.is_tracepoint and layout.raw:
             good &= lengths >= self._common.end
