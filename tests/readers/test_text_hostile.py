@@ -147,6 +147,15 @@ def test_a_field_of_thousands_of_digits_is_null(tmp_path: Path) -> None:
         assert capture.read("queue_irq")["intid"].to_list() == [8192, None, 8192]
 
 
+def test_times_that_no_clock_has_are_none(tmp_path: Path) -> None:
+    line = " sh-1   [001] .....  {}: queue_irq: irq=0x1 intid=8192\n"
+    (tmp_path / "t.txt").write_text(
+        "".join(map(line.format, ["9999999999.000000", "9223372035.000000", "1.000000"]))
+    )
+    with open_capture(tmp_path / "t.txt") as capture:
+        assert capture.read("queue_irq")["time_ns"].to_list() == [1_000_000_000, 9_223_372_035_000_000_000]
+
+
 def test_a_file_of_two_captures_says_so(tmp_path: Path) -> None:
     """Two recordings in one file: the second's times are not invented in silence."""
     later = b"".join(re.sub(rb"\b147(\d)\.", rb"247\1.", line) for line in _bytes().splitlines(keepends=True))

@@ -128,13 +128,15 @@ def test_text_has_the_records_of_the_capture_it_was_printed_from(
         assert wrong == []
 
 
+#: Every sample in three forms; of the corpus, which has the same kinds of captures, every one in the usual form.
+_STORIES = [
+    (path, form) for path in _SAMPLES for form in ("default", "nanoseconds", "latency, raw, nanoseconds")
+]
+_MORE_STORIES = [pytest.param(path, "default", marks=pytest.mark.corpus) for path in _OTHERS]
+
+
 @needs_trace_cmd
-@pytest.mark.parametrize("form", ["default", "nanoseconds", "latency, raw, nanoseconds"])
-@pytest.mark.parametrize(
-    "path",
-    [*_SAMPLES, *(pytest.param(path, marks=pytest.mark.corpus) for path in _OTHERS)],
-    ids=lambda path: f"{path.parent.name}-{path.stem}",
-)
+@pytest.mark.parametrize(("path", "form"), [*_STORIES, *_MORE_STORIES])
 def test_text_tells_the_same_story(path: Path, form: str, tmp_path: Path) -> None:
     reference = analysis_of(path)
     options = _FORMS[form]

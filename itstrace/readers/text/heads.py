@@ -42,6 +42,7 @@ _MARKS[list(b" !#*+@$")] = True
 #: A CPU column of at most five digits, as "[00001]".
 _MAX_CPU_DIGITS = 5
 _UNKNOWN = -1
+_MAX_SECONDS = np.uint64((1 << 63) // 10**9)
 
 
 class Stamp(Enum):
@@ -178,8 +179,8 @@ def _seconds(chunk: Chunk, colons: Places) -> _Stamped:
     fraction, good = decimals(words, dot + 1, end)
     start = _Back(chunk).over_digits(dot) + 1
     whole, fine = decimals(words, start, dot)
-    # Ten digits last until the year 2286; more than that is no time.
-    good &= fine & (dot - start <= 10)
+    # 64 bits of nanoseconds last until the year 2262; more than that is no time.
+    good &= fine & (dot - start <= 10) & (whole < _MAX_SECONDS)
     time_ns = whole.astype(np.int64) * 1_000_000_000 + (
         fraction * np.where(digits == 6, 1000, 1).astype(np.uint64)
     ).astype(np.int64)
