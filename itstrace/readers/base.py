@@ -172,9 +172,9 @@ class Capture(Protocol):
         """All records of one event (`system:name`, or a bare name that only one system has), or the first `limit`.
 
         Shape: seq, time_ns, cpu, pid, comm, then the event's own fields, in order of time.
-        Raises: UsageError where the capture describes no such event, or several of that name.
+        Raises: UsageError where the capture has no such event, or several of that name.
         """
-        ...
+        return read_event(self, name, limit)
 
     def counts(self) -> pl.DataFrame:
         """Records per event and CPU. Shape: rows of COUNTS."""
@@ -198,11 +198,11 @@ class Capture(Protocol):
 
     def __enter__(self) -> Self:
         """The capture itself."""
-        ...
+        return self
 
     def __exit__(self, *exception: object) -> None:
         """Let go of the file."""
-        ...
+        self.close()
 
 
 _SUGGESTED = 5
@@ -228,11 +228,7 @@ def find_event(formats: Mapping[str, EventFormat], name: str) -> str:
 
 
 def read_event(capture: Capture, name: str, limit: int | None = None) -> pl.DataFrame:
-    """All records of one event of a capture, or the first `limit`; what every reader's `read` does.
-
-    Shape: seq, time_ns, cpu, pid, comm, then the event's own fields, in order of time.
-    Raises: UsageError where the capture has no such event, or several of that name.
-    """
+    """All records of one event of a capture, or the first `limit`. See `Capture.read`."""
     event = capture.formats[find_event(capture.formats, name)]
     frames: list[pl.DataFrame] = []
     rows = 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import polars as pl
 
 from itstrace.errors import Damage
-from itstrace.readers.base import CaptureInfo, read_event, selection
+from itstrace.readers.base import Capture, CaptureInfo, selection
 from itstrace.readers.merged.agree import agree
 from itstrace.readers.merged.doubles import Doubles, find_doubles
 from itstrace.readers.merged.events import Chooser, combine
@@ -21,7 +21,7 @@ from itstrace.units import seconds
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from itstrace.readers.base import Block, Capture, EventFormat, Wanted
+    from itstrace.readers.base import Block, EventFormat, Wanted
 
 _T = TypeVar("_T")
 _STATISTICS = "cpu stats"
@@ -29,7 +29,7 @@ _STATISTICS = "cpu stats"
 _SHOWN = 6
 
 
-class MergedCapture:
+class MergedCapture(Capture):
     """The records of several captures in one order of time, each record once.
 
     `seq` ranks the rows of one reading: it counts only the events that were asked for. A stretch in which no part
@@ -51,12 +51,6 @@ class MergedCapture:
         #: Systems whose events were asked for by the last reading.
         self._systems: set[str] = set()
         self._info = self._describe(notes + self._told_doubles())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.close()
 
     @property
     def info(self) -> CaptureInfo:
@@ -98,14 +92,6 @@ class MergedCapture:
                 # One part may have two events that are one to the others: the same name, with a system and without.
                 block[name] = pl.concat([block[name], kept]).sort("seq") if name in block else kept
             yield block
-
-    def read(self, name: str, limit: int | None = None) -> pl.DataFrame:
-        """All records (or the first `limit`) of one event: `system:name`, or a name only one system has.
-
-        Shape: seq, time_ns, cpu, pid, comm, then the event's own fields, in order of time.
-        Raises: UsageError where no part describes such an event, or there are several of that name.
-        """
-        return read_event(self, name, limit)
 
     def counts(self) -> pl.DataFrame:
         """Records per event and CPU, each once. Shape: rows of COUNTS."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
@@ -11,27 +10,15 @@ import numpy.typing as npt
 import polars as pl
 
 from itstrace.readers import payloads as field_columns
-from itstrace.readers.base import frame_schema
 from itstrace.readers.payloads import Payloads
 from itstrace.readers.perfdata.samples import NO_TRACEPOINT
 
 if TYPE_CHECKING:
-    from itstrace.readers.base import Block, EventField, EventFormat
+    from itstrace.readers.base import Block
+    from itstrace.readers.described import Choice
     from itstrace.readers.perfdata.queue import Batch
     from itstrace.readers.perfdata.samples import Samples
     from itstrace.readers.tally import Tally
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One event that was asked for, with the fields to decode."""
-
-    event: EventFormat
-    fields: tuple[EventField, ...]
-
-    def empty(self) -> pl.DataFrame:
-        """Give a frame of the right columns without rows."""
-        return pl.DataFrame(schema=frame_schema(self.event, self.fields))
 
 
 _CODES: Final = NO_TRACEPOINT << 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from itstrace.errors import CaptureError, Damage
-from itstrace.readers.base import Block, CaptureInfo, EventFormat, Wanted, read_event, selection
-from itstrace.readers.perfdata.blocks import BlockDecoder, Choice
+from itstrace.readers.base import Block, CaptureInfo
+from itstrace.readers.described import Choice, DescribedCapture
+from itstrace.readers.perfdata.blocks import BlockDecoder
 from itstrace.readers.perfdata.header import read_contents
 from itstrace.readers.perfdata.others import OtherRecords
 from itstrace.readers.perfdata.queue import RoundQueue
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _CLOCKS: Final = {0: "realtime", 1: "mono", 4: "mono_raw", 7: "boot", 11: "tai"}
 
 
-class PerfData:
+class PerfData(DescribedCapture):
     """A perf.data of `perf record`, from a file or a pipe, packed or not, whole or damaged.
 
     Source: tools/perf/Documentation/perf.data-file-format.txt (v6.12)
@@ -57,25 +58,8 @@ class PerfData:
         self._note_missing()
         self._info = self._describe()
         self._comms: dict[int, str] = {}
-        self._tally: Tally | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.close()
 
     # -- what the capture says of itself ---------------------------------------------------------------------
-
-    @property
-    def info(self) -> CaptureInfo:
-        """What the capture says about itself."""
-        return self._info
-
-    @property
-    def formats(self) -> Mapping[str, EventFormat]:
-        """The event types that the capture describes, by full name: those that were asked for, and ftrace's own."""
-        return self._formats
 
     @property
     def comms(self) -> Mapping[int, str]:
@@ -87,14 +71,6 @@ class PerfData:
         """Let go of the file."""
         self._source.close()
 
-    def read(self, name: str, limit: int | None = None) -> pl.DataFrame:
-        """All records (or the first `limit`) of one event: `system:name`, or a name only one system has.
-
-        Shape: seq, time_ns, cpu, pid, comm, then the event's own fields, in order of time.
-        Raises: UsageError where the capture describes no such event, or several of that name.
-        """
-        return read_event(self, name, limit)
-
     def counts(self) -> pl.DataFrame:
         """Samples per event and CPU; reads the file where that has not been done. Shape: rows of COUNTS."""
         names = {number: event.full_name for number, event in self._events.items()}
@@ -103,45 +79,7 @@ class PerfData:
             names[NO_TRACEPOINT + i] = attribute.name or f"perf:{attribute.kind}:{attribute.config:#x}"
         return self._complete().counts_frame(names)
 
-    def span(self) -> tuple[int | None, int | None]:
-        """Times of the first and the last sample, in ns; None where there is none."""
-        tally = self._complete()
-        return tally.first_ns, tally.last_ns
-
-    def gaps(self) -> pl.DataFrame:
-        """Stretches in which samples were lost, from the sample before to the one after on that CPU.
-
-        Where a CPU has no sample on one side, the capture's own first or last one bounds the stretch.
-
-        Shape: rows of GAPS
-        """
-        return self._complete().gaps_frame()
-
-    def damage(self) -> list[Damage]:
-        """Where the file is cut short or damaged."""
-        return self._damage + self._complete().all_damage()
-
-    def disorder(self) -> int:
-        """How many samples came too late in the file for their time; they got the time before them."""
-        return self._complete().disorder
-
-    def _complete(self) -> Tally:
-        if self._tally is None:
-            for _ in self.blocks({}):
-                pass
-        assert self._tally is not None
-        return self._tally
-
     # -- the samples -----------------------------------------------------------------------------------------
-
-    def blocks(self, wanted: Wanted) -> Iterator[Block]:
-        """Stream the events asked for, in order of time; names unknown to the capture are passed over.
-
-        Raises: UsageError where an event has no field of a name asked for.
-        """
-        choose = selection(wanted, self._path)
-        chosen = [(event, choose(event)) for event in self._formats.values()]
-        return self._blocks([Choice(event, fields) for event, fields in chosen if fields is not None])
 
     def _blocks(self, choices: list[Choice]) -> Iterator[Block]:
         contents, big_endian = self._contents, self._contents.big_endian

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import polars as pl
@@ -11,13 +11,13 @@ import polars as pl
 from itstrace.errors import Damage, UnknownFormatError
 from itstrace.readers.base import (
     Block,
+    Capture,
     CaptureInfo,
     EventField,
     EventFormat,
     Selection,
     Wanted,
     column_name,
-    read_event,
     selection,
 )
 from itstrace.readers.qemulog.events import FORMATS, ITS_EVENT, event_format, pattern, word_places
@@ -59,7 +59,7 @@ class _Tally:
             self.more_damage += 1
 
 
-class QemuLog:
+class QemuLog(Capture):
     """A log of `qemu-system-aarch64 -trace "gicv3_its_*"`, with time stamps (-msg timestamp=on) or without.
 
     Lines that are no trace event are passed over: QEMU prints its monitor and its guest's console into the same
@@ -91,12 +91,6 @@ class QemuLog:
             model="qemu",
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.close()
-
     @property
     def info(self) -> CaptureInfo:
         """What the capture says about itself."""
@@ -116,14 +110,6 @@ class QemuLog:
     def close(self) -> None:
         """Let go of the file."""
         self._source.close()
-
-    def read(self, name: str, limit: int | None = None) -> pl.DataFrame:
-        """All records (or the first `limit`) of one event: `qemu:name`, or its name alone.
-
-        Shape: seq, time_ns, cpu, pid (a thread of QEMU), comm, then the event's operands, in the order of the log.
-        Raises: UsageError where the log has no such event.
-        """
-        return read_event(self, name, limit)
 
     def counts(self) -> pl.DataFrame:
         """Records per event. Shape: rows of COUNTS, all on CPU 0."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
-from itstrace.readers.base import Block, CaptureInfo, EventField, EventFormat, Wanted, read_event, selection
+from itstrace.readers.base import Block, Capture, CaptureInfo, EventField, EventFormat, Wanted, selection
 from itstrace.readers.source import Source, open_source
 from itstrace.readers.tally import gaps_frame
 from itstrace.readers.text.chunks import CHUNK_BYTES, Chunk, chunks
@@ -48,7 +48,7 @@ class _Choice:
     fields: tuple[EventField, ...]
 
 
-class TextCapture:
+class TextCapture(Capture):
     """Text that a tracer printed: tracefs `trace` and `trace_pipe`, `trace-cmd report`, `perf script`."""
 
     @classmethod
@@ -67,12 +67,6 @@ class TextCapture:
         self._formats: dict[str, EventFormat] = {}
         self._tally: Tally | None = None
         self._info = _describe(source, stamp)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.close()
 
     @property
     def info(self) -> CaptureInfo:
@@ -93,10 +87,6 @@ class TextCapture:
     def close(self) -> None:
         """Let go of the file."""
         self._source.close()
-
-    def read(self, name: str, limit: int | None = None) -> pl.DataFrame:
-        """All records (or the first `limit`) of one event. See `Capture.read`."""
-        return read_event(self, name, limit)
 
     def counts(self) -> pl.DataFrame:
         """Records per event and CPU. Shape: rows of COUNTS."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -11,28 +10,16 @@ import numpy.typing as npt
 import polars as pl
 
 from itstrace.readers import payloads as field_columns
-from itstrace.readers.base import frame_schema
 from itstrace.readers.payloads import Payloads
 from itstrace.readers.tracedat.pages import FOREVER
 from itstrace.readers.tracedat.ring import Records, Words, decode
 
 if TYPE_CHECKING:
-    from itstrace.readers.base import Block, EventField, EventFormat
+    from itstrace.readers.base import Block
+    from itstrace.readers.described import Choice
     from itstrace.readers.formats import CommonLayout
     from itstrace.readers.tracedat.tally import RingTally
     from itstrace.readers.tracedat.windows import Batch
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One event that was asked for, with the fields to decode."""
-
-    event: EventFormat
-    fields: tuple[EventField, ...]
-
-    def empty(self) -> pl.DataFrame:
-        """Give a frame of the right columns without rows."""
-        return pl.DataFrame(schema=frame_schema(self.event, self.fields))
 
 
 _NO_SIZES = np.empty(0, np.int64)

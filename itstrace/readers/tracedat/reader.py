@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from itstrace.errors import CaptureError, Damage, UsageError
-from itstrace.readers.base import Block, CaptureInfo, EventFormat, Wanted, read_event, selection
+from itstrace.errors import CaptureError, UsageError
+from itstrace.readers.base import Block, CaptureInfo
 from itstrace.readers.bytesource import Decompressor
+from itstrace.readers.described import Choice, DescribedCapture
 from itstrace.readers.formats import parse_page_layout
 from itstrace.readers.source import Source, open_source
-from itstrace.readers.tracedat.blocks import BlockDecoder, Choice
+from itstrace.readers.tracedat.blocks import BlockDecoder
 from itstrace.readers.tracedat.clock import Clock
 from itstrace.readers.tracedat.container import read_container
 from itstrace.readers.tracedat.pages import CpuPages
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from itstrace.readers.tracedat.contents import Buffer, Container
 
 
-class TraceDat:
+class TraceDat(DescribedCapture):
     """A trace.dat file of version 6 or 7, whole or damaged.
 
     Source: trace-cmd.dat.v6(5), trace-cmd.dat.v7(5)
@@ -57,25 +58,8 @@ class TraceDat:
         self._buffers = self._choose_buffers(buffer)
         self._comms = self._container.comms()
         self._info = self._describe()
-        self._tally: RingTally | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.close()
 
     # -- what the capture says of itself ---------------------------------------------------------------------
-
-    @property
-    def info(self) -> CaptureInfo:
-        """What the capture says about itself."""
-        return self._info
-
-    @property
-    def formats(self) -> Mapping[str, EventFormat]:
-        """The event types that the capture describes, by full name."""
-        return self._formats
 
     @property
     def comms(self) -> Mapping[int, str]:
@@ -87,58 +71,12 @@ class TraceDat:
         for source in self._sources_open:
             source.close()
 
-    def read(self, name: str, limit: int | None = None) -> pl.DataFrame:
-        """All records (or the first `limit`) of one event: `system:name`, or a name only one system has.
-
-        Shape: seq, time_ns, cpu, pid, comm, then the event's own fields, in order of time.
-        Raises: UsageError where the capture describes no such event, or several of that name.
-        """
-        return read_event(self, name, limit)
-
     def counts(self) -> pl.DataFrame:
         """Records per event and CPU; reads the file where that has not been done. Shape: rows of COUNTS."""
         names = {number: event.full_name for number, event in self._events.items()}
         return self._complete().counts_frame(names)
 
-    def span(self) -> tuple[int | None, int | None]:
-        """Times of the first and the last record, in ns; None where there is none."""
-        tally = self._complete()
-        return tally.first_ns, tally.last_ns
-
-    def gaps(self) -> pl.DataFrame:
-        """Stretches in which records were lost, from the record before to the record after on that CPU.
-
-        Where a CPU has no record on one side, the capture's own first or last record bounds the stretch.
-
-        Shape: rows of GAPS
-        """
-        return self._complete().gaps_frame()
-
-    def damage(self) -> list[Damage]:
-        """Where the file is cut short or damaged."""
-        return self._damage + self._complete().all_damage()
-
-    def disorder(self) -> int:
-        """How many records had stamps that ran backwards within their CPU; they got the time before them."""
-        return self._complete().disorder
-
-    def _complete(self) -> RingTally:
-        if self._tally is None:
-            for _ in self.blocks({}):
-                pass
-        assert self._tally is not None
-        return self._tally
-
     # -- the records -----------------------------------------------------------------------------------------
-
-    def blocks(self, wanted: Wanted) -> Iterator[Block]:
-        """Stream the events asked for, in order of time; names unknown to the capture are passed over.
-
-        Raises: UsageError where an event has no field of a name asked for.
-        """
-        choose = selection(wanted, self._path)
-        chosen = [(event, choose(event)) for event in self._formats.values()]
-        return self._blocks([Choice(event, fields) for event, fields in chosen if fields is not None])
 
     def _blocks(self, choices: list[Choice]) -> Iterator[Block]:
         tally = RingTally()
