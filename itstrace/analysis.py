@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from itstrace.errors import NothingToAnalyzeError
+from itstrace.errors import CaptureError, NothingToAnalyzeError
 from itstrace.instants import parse_instant
 from itstrace.lives import Lives, live
 from itstrace.observe import Catalogue, Observations, load_events, observe
@@ -93,6 +93,12 @@ def analyze(
         start_ns, end_ns = capture.span()
         if seed is None:
             seed = _bundled_seed(info, start_ns, end_ns, observations)
+    if not info.tells_tasks:
+        raise CaptureError(
+            info.path,
+            "most lines name no task, and what belongs together is found by the task",
+            advice="perf script -F +pid,tid, or the perf.data itself",
+        )
     if not _anything(observations, info):
         raise NothingToAnalyzeError(
             info.path,

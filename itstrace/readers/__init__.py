@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from itstrace.errors import UnknownFormatError
+from itstrace.errors import CaptureError, UnknownFormatError
 from itstrace.readers.bundle import is_tar, open_folder, open_tar
 from itstrace.readers.descriptions import MAGIC as TRACE_DAT_MAGIC
 from itstrace.readers.merged import MergedCapture
@@ -14,7 +14,7 @@ from itstrace.readers.perfdata import PerfData
 from itstrace.readers.perfdata.header import MAGICS as PERF_MAGICS
 from itstrace.readers.qemulog import QemuLog, first_event
 from itstrace.readers.source import open_source
-from itstrace.readers.text import TextCapture
+from itstrace.readers.text import TextCapture, looks_like_graph
 from itstrace.readers.tracedat import TraceDat
 from itstrace.readers.tracedat.raw import looks_raw, without_formats
 
@@ -69,7 +69,14 @@ def _open_file(source: Source) -> Capture:
     text = TextCapture.open(source)
     if text is not None:
         return text
+    graph = looks_like_graph(source.data)
     source.close()
+    if graph:
+        raise CaptureError(
+            source.path,
+            "is text of the function_graph tracer, which prints events as comments, without task and time",
+            advice="echo nop > /sys/kernel/tracing/current_tracer, and record again",
+        )
     if looks_raw(head) and not head.startswith(tuple(magic for magic, *_ in _OTHERS)):
         raise without_formats(source.path)
     raise UnknownFormatError(source.path, _what_it_is(head), expected=_READABLE, advice=_advice(head))

@@ -89,6 +89,8 @@ class CaptureInfo:
     describes_events: bool = True
     #: The file tells where records were lost. perf script prints that only when asked to.
     tells_losses: bool = True
+    #: Records name their task, without which what belongs together cannot be found.
+    tells_tasks: bool = True
 
 
 #: One block of a capture: for each event asked for, the block's records in order of time over all CPUs.

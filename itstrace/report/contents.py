@@ -286,6 +286,8 @@ def _not_understood(sheet: Sheet, held: Contents) -> Iterator[Text]:
 def _machine(info: CaptureInfo) -> str:
     if info.model is not None:
         return ""
+    if not info.describes_events:  # a text tells nothing of the machine but this
+        return plural(info.cpus, "CPU")
     order = "little" if info.little_endian else "big"
     bits = info.long_size_bytes * 8
     return f"{plural(info.cpus, 'CPU')}, {bits} bit, {order} endian, pages of {info.page_size_bytes} bytes"

@@ -18,6 +18,7 @@ from helpers.same import differences
 import itstrace
 from itstrace.readers import open_capture
 from itstrace.readers.text import TextCapture
+from itstrace.report.events import Printer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,7 +128,10 @@ def test_a_form_of_the_trace_tells_its_story(form: str, tmp_path: Path) -> None:
 
     assert differences(analysis_of(_TRACE), told) == []
     graphs = _NOISE[2] in FORMS[form]()
-    assert [each.problem.split(" stand in ")[0] for each in told.damage] == (["81 events"] if graphs else [])
+    assert told.damage == []
+    assert [note.split(" stand in ")[0] for note in told.info.notes if " stand in " in note] == (
+        ["81 events"] if graphs else []
+    )
     assert int(told.counts["records"].sum()) == 3962
     assert told.observations.commands.height == 48
 
@@ -339,3 +343,55 @@ def test_fields_of_the_kernels_own_events() -> None:
     assert exits["esr_ec"].to_list() == [int(re.search(r"HSR_EC: (0x\w+)", line)[1], 16) for line in lines]  # type: ignore[index]
     assert exits["vcpu_pc"].to_list() == [int(re.search(r"PC: (0x\w+)", line)[1], 16) for line in lines]  # type: ignore[index]
     assert set(updates["level"].to_list()) == {0, 1}
+
+
+def test_perf_script_without_cpus_is_read(tmp_path: Path) -> None:
+    """`-F comm,tid,time,event,trace`; with --guest-code a task's name has brackets of its own."""
+    with (_SAMPLES / "6.12-perf-script.txt.zst").open("rb") as packed:
+        text = zstandard.ZstdDecompressor().stream_reader(packed).read().decode()
+    without = re.sub(r"(?m)^( *\S+ +\d+) \[\d+\]", r"\1", text)
+    with open_capture(_written(tmp_path, without)) as capture:
+        assert int(capture.counts()["records"].sum()) == len(text.splitlines())
+        assert any("perf script -F +cpu" in note for note in capture.info.notes)
+        assert capture.read("vgic:queue_irq")["pid"].n_unique() > 1
+        assert capture.damage() == []
+
+
+def test_text_without_tasks_is_not_analyzed(tmp_path: Path) -> None:
+    """`-F cpu,time,event,trace`: nothing tells which records belong together, and errors would be invented."""
+    with (_SAMPLES / "6.12-perf-script.txt.zst").open("rb") as packed:
+        text = zstandard.ZstdDecompressor().stream_reader(packed).read().decode()
+    path = _written(tmp_path, re.sub(r"(?m)^.*?(\[00\d\])", r"\1", text))
+    with open_capture(path) as capture:
+        assert int(capture.counts()["records"].sum()) == len(text.splitlines())
+    with pytest.raises(itstrace.ItsTraceError, match="name no task") as caught:
+        itstrace.analyze(path)
+    assert caught.value.advice is not None
+
+
+def test_function_graph_alone_is_told_what_to_do(tmp_path: Path) -> None:
+    text = "# tracer: function_graph\n#\n" + " 0)               |  /* its_process: (x) its=0x1 */\n" * 50
+    with pytest.raises(itstrace.ItsTraceError, match="function_graph") as caught:
+        open_capture(_written(tmp_path, text))
+    assert "current_tracer" in str(caught.value.advice)
+
+
+def test_records_are_printed_as_the_text_printed_them() -> None:
+    """Hex stays hex, and what was printed by name has its name again."""
+    with open_capture(_PIPE) as capture:
+        printer = Printer.of(capture.formats["kvm:kvm_exit"], capture.comms)
+        event = capture.formats["kvm:kvm_exit"]
+        row = capture.read("kvm:kvm_exit", 1).row(0, named=True)
+        shown = {each.name: printer.text(each, row[each.name]) for each in event.fields}
+        queue = capture.formats["queue_irq"]
+        row = capture.read("queue_irq", 1).row(0, named=True)
+        printed = Printer.of(queue, capture.comms)
+        fields = " ".join(
+            f"{e.name}={printed.text(e, row[e.name])}" for e in queue.fields if not e.name.startswith("__")
+        )
+
+    line = next(line for line in _text(_PIPE).splitlines() if ": kvm_exit: " in line)
+    assert f"{shown['ret']}: HSR_EC: 0x{int(shown['esr_ec'], 16):04x}" in line
+    assert shown["vcpu_pc"] in line
+    line = next(line for line in _text(_PIPE).splitlines() if ": queue_irq: " in line)
+    assert line.endswith(fields)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import tracemalloc
 from functools import cache
 from pathlib import Path
@@ -26,11 +25,15 @@ _FEW = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCh
 
 
 @cache
-def _bytes() -> bytes:
+def _whole() -> bytes:
     with _SAMPLE.open("rb") as packed:
-        whole = zstandard.ZstdDecompressor().stream_reader(packed).read()
+        return zstandard.ZstdDecompressor().stream_reader(packed).read()
+
+
+@cache
+def _bytes() -> bytes:
     # Commands, moves and a few MSIs: enough that every observation has rows.
-    return b"".join(whole.splitlines(keepends=True)[:700])
+    return b"".join(_whole().splitlines(keepends=True)[:700])
 
 
 def _read(path: Path) -> None:
@@ -156,15 +159,37 @@ def test_times_that_no_clock_has_are_none(tmp_path: Path) -> None:
         assert capture.read("queue_irq")["time_ns"].to_list() == [1_000_000_000, 9_223_372_035_000_000_000]
 
 
-def test_a_file_of_two_captures_says_so(tmp_path: Path) -> None:
-    """Two recordings in one file: the second's times are not invented in silence."""
-    later = b"".join(re.sub(rb"\b147(\d)\.", rb"247\1.", line) for line in _bytes().splitlines(keepends=True))
-    filler = b" sh-1   [001] .....  2480.000000: kvm_entry: PC: 0x1\n" * 200_000
-    (tmp_path / "t.txt").write_bytes(later + filler + _bytes())
-    with open_capture(tmp_path / "t.txt") as capture:
-        problems = [each.problem for each in capture.damage()]
+@pytest.mark.parametrize("between", [0, 2, 3, 200_000])
+def test_a_file_of_two_recordings_says_where_to_cut_it(between: int, tmp_path: Path) -> None:
+    """Sorted together, the second would double or invent what happened in the first."""
+    whole = _whole()
+    filler = b" sh-1   [001] .....  2480.000000: kvm_entry: PC: 0x1\n" * between
+    first = whole + filler
+    (tmp_path / "t.txt").write_bytes(first + whole)
+    with pytest.raises(CaptureError, match="several recordings") as caught:
+        itstrace.analyze(tmp_path / "t.txt")
 
-    assert any("older than what was printed long before" in problem for problem in problems)
+    # The header of the second is no event: the cut is behind it.
+    at = first.count(b"\n") + sum(line.startswith(b"#") for line in whole.splitlines())
+    assert f"head -n {at} FILE > 1.txt; tail -n +{at + 1} FILE > 2.txt" in str(caught.value.advice)
+
+
+def test_the_parts_of_such_a_file_are_one_capture(tmp_path: Path) -> None:
+    (tmp_path / "1.txt").write_bytes(_whole())
+    (tmp_path / "2.txt").write_bytes(_whole())
+    both = itstrace.analyze([tmp_path / "1.txt", tmp_path / "2.txt"])
+
+    assert int(both.counts["records"].sum()) == 3962
+
+
+def test_a_line_of_another_time_is_no_recording(tmp_path: Path) -> None:
+    lines = _bytes().splitlines(keepends=True)
+    stray = b" sh-1   [001] .....  9999.000000: kvm_entry: PC: 0x1\n"
+    (tmp_path / "t.txt").write_bytes(
+        b"".join([*lines[:300], stray, *lines[300:500], stray, stray, *lines[500:]])
+    )
+    with open_capture(tmp_path / "t.txt") as capture:
+        assert int(capture.counts()["records"].sum()) == 3 + sum(not line.startswith(b"#") for line in lines)
 
 
 def test_memory_does_not_grow_with_lines_that_nobody_asked_for(tmp_path: Path) -> None:

@@ -217,6 +217,7 @@ class MergedCapture(Capture):
             # What one part describes, all might have recorded: only where none does, nothing is known.
             describes_events=any(info.describes_events for info in infos),
             tells_losses=all(info.tells_losses for info in infos),
+            tells_tasks=all(info.tells_tasks for info in infos),
         )
 
 

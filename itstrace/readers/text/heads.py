@@ -99,7 +99,7 @@ class _Back:
         self._words = chunk.words
 
     def to(self, character: int, before: Places, reach: int = _REACH_WORDS) -> Places:
-        """The last such character before each place; -1 where there is none within reach."""
+        """The last such character before each place; -1 where there is none within reach, or no place."""
         return self._search(last_of, character, before, reach)
 
     def over(self, character: int, before: Places, reach: int = _REACH_WORDS) -> Places:
@@ -236,7 +236,11 @@ def _context(chunk: Chunk, back: _Back, stamp_start: Places, line_start: Places)
         before = back.over(_SPACE, token[within])
         outer = np.where(raw[before] == _CLOSE, before, _UNKNOWN)
         bracket[within] = np.where(inner > token[within], inner, outer)
-    has_cpu = (bracket >= line_start) & (stamp_start > line_start)
+    opening = back.to(_OPEN, bracket, 2)
+    value, fine = decimals(words, opening + 1, bracket)
+    # What is no CPU belongs to the task's name, as in [guest/1770] of perf script.
+    has_cpu = (opening >= line_start) & (stamp_start > line_start)
+    has_cpu &= fine & (bracket - opening <= _MAX_CPU_DIGITS + 1)
     cpu = np.full(len(stamp_start), _UNKNOWN, np.int64)
     pid_end = np.zeros(len(stamp_start), np.int64)
     short = np.zeros(len(stamp_start), np.bool_)
@@ -244,11 +248,9 @@ def _context(chunk: Chunk, back: _Back, stamp_start: Places, line_start: Places)
 
     one = np.flatnonzero(has_cpu)
     if len(one):
-        opening = back.to(_OPEN, bracket[one], 2)
-        value, fine = decimals(words, opening + 1, bracket[one])
-        good[one] = fine & (opening >= line_start[one]) & (bracket[one] - opening <= _MAX_CPU_DIGITS + 1)
-        cpu[one] = value.astype(np.int64)
-        end = back.over(_SPACE, opening)
+        good[one] = True
+        cpu[one] = value[one].astype(np.int64)
+        end = back.over(_SPACE, opening[one])
         grouped = np.flatnonzero(raw[end] == _ROUND_CLOSE)
         if len(grouped):  # (tgid), or (-------) where the kernel does not know it
             end[grouped] = back.over(_SPACE, back.to(_ROUND_OPEN, end[grouped], 3))

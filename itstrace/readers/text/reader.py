@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from itstrace.errors import CaptureError
 from itstrace.readers.base import Block, Capture, CaptureInfo, EventField, EventFormat, Wanted, selection
 from itstrace.readers.source import Source, open_source
 from itstrace.readers.tally import gaps_frame
@@ -67,6 +68,7 @@ class TextCapture(Capture):
         self._formats: dict[str, EventFormat] = {}
         self._tally: Tally | None = None
         self._info = _describe(source, stamp)
+        self._first_notes = len(self._info.notes)
 
     @property
     def info(self) -> CaptureInfo:
@@ -127,6 +129,9 @@ class TextCapture(Capture):
         heads = find_heads(chunk, self._stamp)
         codes = self._names.codes(chunk, heads.name_start, heads.name_end)
         tally.note_lines(heads, codes)
+        tally.note_order(chunk, heads)
+        if tally.older_at is not None:
+            raise self._several(tally.older_at)
         tally.note_tasks(chunk, heads)
         tally.note_losses(chunk, heads)
         order = np.argsort(codes, kind="stable")
@@ -159,6 +164,13 @@ class TextCapture(Capture):
             }
         return Piece(heads.time_ns[named], frames)
 
+    def _several(self, line: int) -> CaptureError:
+        return CaptureError(
+            self._source.path,
+            f"holds several recordings: from line {line:,} on, lines are older than those before",
+            advice=f"head -n {line - 1} FILE > 1.txt; tail -n +{line} FILE > 2.txt; itstrace analyze 1.txt 2.txt",
+        )
+
     def _event(self, code: int, rows: Rows) -> TextEvent:
         event = self._events.get(code)
         if event is None:
@@ -187,9 +199,10 @@ class TextCapture(Capture):
         info = self._info
         if not info.cpus and tally.counts:
             info.cpus = 1 + max(cpu for _, cpu in tally.counts)
+        notes = [*info.notes[: self._first_notes], *tally.notes()]
         if tally.digits == 6:
-            info.options["times"] = "to the microsecond, as the text prints them"
-            info.notes = [_MICROS, *(note for note in info.notes if note != _MICROS)]
+            notes.insert(0, _MICROS)
+        info.tells_tasks = tally.no_pid * 2 <= tally.records
         if tally.nameless:
             info.options["other lines"] = f"{tally.nameless:,} of tracers of functions, which are no events"
         plain = _FORMAT.format("ftrace")
@@ -198,7 +211,8 @@ class TextCapture(Capture):
             info.format = info.format.replace(plain, _FORMAT.format("perf script"), 1)
         if info.format.startswith(_FORMAT.format("perf script")):
             info.tells_losses = bool(tally.gaps)
-            info.notes = [*(note for note in info.notes if note != _UNASKED), _UNASKED]
+            notes.append(_UNASKED)
+        info.notes = notes
 
 
 def _frame(
@@ -251,13 +265,16 @@ def _describe(source: Source, stamp: Stamp) -> CaptureInfo:
         kind = "trace_pipe"
     else:
         kind = "ftrace"
-    options = {}
+    options: dict[str, str] = {}
+    notes: list[str] = []
     if "tracer" in said and said["tracer"][1] != "nop":
         options["tracer"] = said["tracer"][1]
     if "written" in said:
         kept, _, written = said["written"][1].partition("/")
         if kept != written:
-            options["overwritten"] = f"{int(written) - int(kept):,} older records; the text begins after them"
+            notes.append(
+                f"{int(written) - int(kept):,} older records were overwritten before this text was printed"
+            )
     cpus = said.get("cpus")
     return CaptureInfo(
         path=source.path,
@@ -268,6 +285,7 @@ def _describe(source: Source, stamp: Stamp) -> CaptureInfo:
         clock={Stamp.COUNT: "counts, of no known unit", Stamp.MICROS: "since the buffer's start"}.get(stamp),
         cpus=int(next(filter(None, cpus.groups()))) if cpus is not None else 0,
         options=options,
+        notes=notes,
         describes_events=False,
     )
 

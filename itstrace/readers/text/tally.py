@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from itstrace.errors import Damage
 from itstrace.readers.text.numbers import GUARD_BYTES
 
 if TYPE_CHECKING:
+    import mmap
+
     from itstrace.readers.text.chunks import Chunk
     from itstrace.readers.text.heads import Heads
     from itstrace.readers.text.numbers import Places
@@ -24,9 +27,16 @@ _PERF_LOST = re.compile(rb": PERF_RECORD_LOST(?:_SAMPLES)?.{0,80}? lost (\d{1,18
 #: An event amid the calls of the function_graph tracer: a comment, without task and time.
 #: Source: kernel/trace/trace_functions_graph.c:print_graph_comment (v6.12)
 _COMMENT = re.compile(rb"\|\s*/\* \w+: ")
+#: A function and who called it. Source: kernel/trace/trace_output.c:trace_fn_trace (v6.12)
+_FUNCTION = re.compile(rb" <-+\s?\S")
+#: Readers of several CPUs' pipes overtake each other by less. A line with a wrong time stands alone among its neighbours;
+#: where these many before and behind agree, one recording ends and an older one begins.
+_OVERTAKEN_NS, _NEIGHBOURS = 200_000_000, 3
 _MAX_GAPS = 1 << 20
 #: More pairs of event and CPU than any machine has: counting them in a table would cost more than sorting.
 _MANY_KEYS = 1 << 17
+#: How much of a text is looked at for that.
+_LOOKED_AT_BYTES = 1 << 20
 _COMM_BYTES, _SHORT_COMM_BYTES, _LOOK_BACK_BYTES = 16, 8, 40
 #: A file of a machine with more tasks than this is not one.
 _MAX_TASKS = 1 << 22
@@ -54,6 +64,9 @@ class Tally:
     digits: int = 0
     first_ns: int | None = None
     last_ns: int | None = None
+    #: The line from which on lines are of an older recording.
+    older_at: int | None = None
+    _last_times: Places = field(default_factory=lambda: np.empty(0, np.int64))
     _last_of_cpu: dict[int, int] = field(default_factory=dict)
     #: Losses whose end is not seen yet: (from, how many).
     _open: dict[int, tuple[int | None, int | None]] = field(default_factory=dict)
@@ -74,7 +87,6 @@ class Tally:
             key = divmod(each, width)
             self.counts[key] = self.counts.get(key, 0) + count
         self.records += int(named.sum())
-        self.nameless += int((heads.name_end == 0).sum())
         self.more_names += int(((heads.name_end > 0) & ~named).sum())
         self.no_cpu += int((heads.cpu < 0).sum())
         self.no_pid += int((heads.pid < 0).sum())
@@ -83,6 +95,21 @@ class Tally:
             first, last = int(heads.time_ns.min()), int(heads.time_ns.max())
             self.first_ns = first if self.first_ns is None else min(first, self.first_ns)
             self.last_ns = last if self.last_ns is None else max(last, self.last_ns)
+
+    def note_order(self, chunk: Chunk, heads: Heads) -> None:
+        """Look for the place at which another recording begins: from there on lines are much older than those before."""
+        named = np.flatnonzero(heads.name_end > 0)
+        times = np.concatenate([self._last_times, heads.time_ns[named]])
+        self._last_times = times[-2 * _NEIGHBOURS + 1 :]
+        if self.older_at is not None or len(times) < 2 * _NEIGHBOURS:
+            return
+        windows = sliding_window_view(times, _NEIGHBOURS)
+        before, behind = windows[:-_NEIGHBOURS].min(axis=1), windows[_NEIGHBOURS:].max(axis=1)
+        older = np.flatnonzero(behind < before - _OVERTAKEN_NS)
+        if len(older):
+            # The first of the lines behind; it is in this chunk, or a few lines before it.
+            at = int(older[0]) + _NEIGHBOURS - (len(times) - len(named))
+            self.older_at = chunk.first_line + (int(heads.line[named[at]]) if at >= 0 else at) + 1
 
     def note_tasks(self, chunk: Chunk, heads: Heads) -> None:
         """Keep the names of tasks that were not met before."""
@@ -112,6 +139,7 @@ class Tally:
     def note_losses(self, chunk: Chunk, heads: Heads) -> None:
         """Keep where records are missing: from the CPU's record before the line that says so to the one after."""
         marks: list[tuple[int, int, int | None]] = []  # line, CPU, how many
+        cut: list[int] = []
         # Only lines without a head of their own: what a task's name or a note says is no loss.
         headless = np.ones(len(chunk), np.bool_)
         headless[heads.line] = False
@@ -122,9 +150,16 @@ class Tally:
             if match is not None:
                 marks.append((line, int(match[1]), None if match[2] is None else int(match[2])))
         for at in np.flatnonzero(heads.name_end == 0).tolist():
-            match = _PERF_LOST.search(chunk.line(int(heads.line[at])))
+            line = int(heads.line[at])
+            text = chunk.line(line)
+            match = _PERF_LOST.search(text)
             if match is not None:
-                marks.append((int(heads.line[at]), max(int(heads.cpu[at]), 0), int(match[1])))
+                marks.append((line, max(int(heads.cpu[at]), 0), int(match[1])))
+            elif _FUNCTION.search(text) is not None:
+                self.nameless += 1
+            else:
+                cut.append(line)
+        self.note_torn(chunk, cut)
         for line, cpu, lost in sorted(marks):
             self._note_loss(heads, line, cpu, lost)
         for cpu in list(self._open):
@@ -170,15 +205,20 @@ class Tally:
             for cpu, begin, end, lost in self.gaps
         ]
 
+    def notes(self) -> list[str]:
+        """What the text's form does not tell, and how it would."""
+        said = {
+            "events stand in comments of the function_graph tracer, which print neither task nor time, and are left "
+            "out: echo nop > current_tracer": self.in_comments,
+            "lines tell no CPU: perf script -F +cpu": self.no_cpu,
+            "lines tell no task: perf script -F +pid,tid": self.no_pid,
+        }
+        return [f"{count:,} {what}" for what, count in said.items() if count]
+
     def damage(self) -> list[Damage]:
         """What of the text could not be used, or not trusted."""
         said = {
-            "lines are older than what was printed long before them, and are taken to be of that time: are these several "
-            "captures in one file? Give them one by one": self.disorder,
-            "events stand in comments of the function_graph tracer, which print neither task nor time, and are left "
-            "out: record with current_tracer nop": self.in_comments,
-            "lines tell no CPU (perf script -F +cpu prints it)": self.no_cpu,
-            "lines tell no task: records that belong together may not be found": self.no_pid,
+            "lines are older than what was printed long before them, and are taken to be of that time": self.disorder,
             "lines have names beyond the 4,096 that a text may have": self.more_names,
         }
         found = [Damage(None, None, f"{count:,} {what}") for what, count in said.items() if count]
@@ -189,3 +229,8 @@ class Tally:
                 Damage(offset, None, f"{what}: the value at the cut, and all behind it, are unknown")
             )
         return found
+
+
+def looks_like_graph(data: mmap.mmap | bytes) -> bool:
+    """Whether a text is the function_graph tracer's, with events in its comments."""
+    return _COMMENT.search(data, 0, _LOOKED_AT_BYTES) is not None

@@ -16,11 +16,11 @@ import numpy as np
 import polars as pl
 
 from itstrace.readers.base import EventField, EventFormat, column_name
-from itstrace.readers.text.kvm_events import Form, form_of
+from itstrace.readers.text.kvm_events import NAMES, Form, form_of
 from itstrace.readers.text.numbers import GUARD_BYTES, Flags, Places, Words, integers, keep_last
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from itstrace.readers.text.chunks import Chunk
 
@@ -103,7 +103,10 @@ def learn(event_id: int, name: str, rows: Rows) -> TextEvent:
                 )
                 for each, kind in form.kinds.items()
             ]
-            return TextEvent(EventFormat(event_id, system, bare, tuple(fields), ""), Shape.FORM, form=form)
+            printed = _print_fmt(fields, form.kinds)
+            return TextEvent(
+                EventFormat(event_id, system, bare, tuple(fields), printed), Shape.FORM, form=form
+            )
     shapes = Counter(tuple(_PAIR.findall(text))[:_MAX_FIELDS] for text in samples)
     # Most lines have all fields; those that are cut have fewer.
     names = max(shapes, key=lambda each: (shapes[each], len(each)), default=())
@@ -115,13 +118,29 @@ def learn(event_id: int, name: str, rows: Rows) -> TextEvent:
     values = [dict(pairs(text)) for text in samples]
     fields = [_field(each, [row[each] for row in values if each in row]) for each in names]
     fields = [*_probe_fields(samples), *fields] if not names[0].startswith("__probe") else fields
-    return TextEvent(EventFormat(event_id, system, bare, tuple(fields), ""), Shape.PAIRS, names)
+    printed = _print_fmt([each for each in fields if each.name in names], {})
+    return TextEvent(EventFormat(event_id, system, bare, tuple(fields), printed), Shape.PAIRS, names)
 
 
 _DTYPES: dict[str, pl.DataType] = {"s": pl.String(), "x": pl.UInt64()}
 _DTYPES |= dict.fromkeys(
     ("d", "exit", "mmio", "wfx", "on", "grow", "wait", "valid", "rw", "load"), pl.Int64()
 )
+
+
+def _print_fmt(fields: Sequence[EventField], kinds: Mapping[str, str]) -> str:
+    """A print format that says of the fields what the text said: which are hex, which are printed by name."""
+    words, arguments = [], []
+    for each in fields:
+        table = NAMES.get(kinds.get(each.name, ""))
+        value = f"REC->{each.name}"
+        if table is not None:
+            pairs_of = ", ".join(f'{{{number}, "{name}"}}' for name, number in table.items())
+            value = f"__print_symbolic({value}, {pairs_of})"
+        number = "0x%llx" if isinstance(each.dtype, pl.UInt64) else "%lld"
+        words.append(f"{each.name}={'%s' if table is not None or not each.dtype.is_integer() else number}")
+        arguments.append(value)
+    return ", ".join([f'"{" ".join(words)}"', *arguments])
 
 
 def _probe_fields(samples: Sequence[str]) -> list[EventField]:
