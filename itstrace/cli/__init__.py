@@ -64,6 +64,10 @@ for registered in app.registered_commands:
 
 def main() -> None:
     """Run itstrace and leave the process with its exit code."""
+    # A caller may have closed them (`>&-`): what would be printed goes nowhere then.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

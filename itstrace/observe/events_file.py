@@ -62,7 +62,7 @@ class _EventsFile:
         if len(raw) > MAX_BYTES:
             self._wrong(f"is larger than {MAX_BYTES >> 10} KiB, and so no file of event names", _EXAMPLE)
         try:
-            return tomllib.loads(raw.decode("utf-8"))
+            return tomllib.loads(raw.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             self._wrong(f"is no text in UTF-8 (byte {error.start})", _EXAMPLE)
         except tomllib.TOMLDecodeError as error:

@@ -117,7 +117,11 @@ class State:
         return str(lpi) if collection is None else f"{mine} (LPI {self.sheet.arrow} {lpi})"
 
     def _unmapped(self, vm: int, rows: list[Row]) -> Iterator[Text]:
-        yield Text(f"VM {vm}: {plural(len(rows), 'LPI')} that no event maps any more", "bold")
+        # Without any table the commands were not recorded, and nothing says that an event is gone.
+        tables = (self.tables.devices, self.tables.collections, self.tables.events)
+        told = any(frame is not None and vm in frame["vm"] for frame in tables)
+        what = "that no event maps any more" if told else "of which no event is known"
+        yield Text(f"VM {vm}: {plural(len(rows), 'LPI')} {what}", "bold")
         columns = right("LPI", "vCPU", "on", "prio", "pending")
         lines = [[str(row["intid"]), known(row["target_vcpu"]), *_held(row)] for row in rows]
         yield from table(self.sheet, columns, lines, show=self.show, more=self.more)

@@ -85,12 +85,17 @@ def verdict(sheet: Sheet, analysis: Analysis, naming: Naming, rules: int) -> Ite
         mine = [finding for finding in wrong if finding.kind is kind]
         if mine:
             yield from sheet.wrap(
-                Text(plain(f"{words.replace('KVM', naming.host)}: {_headline(mine, naming)}."), STYLES[worst])
+                Text(plain(f"{_claim(words, analysis, naming)}: {_headline(mine, naming)}."), STYLES[worst])
             )
     if not wrong:
         yield Text("Nothing wrong was found.", "bold" if analysis.skipped else "bold green")
         yield from sheet.wrap(_went_through(analysis))
     yield from sheet.wrap(_sureness(analysis, wrong, rules))
+
+
+def _claim(words: str, analysis: Analysis, naming: Naming) -> str:
+    claim = words.replace("KVM", naming.host)
+    return claim if analysis.info.tells_losses else f"If no records were lost, {claim[0].lower()}{claim[1:]}"
 
 
 def _headline(mine: Sequence[Finding], naming: Naming) -> str:

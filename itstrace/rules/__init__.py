@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from itstrace.findings import Confidence, Evidence, Finding, Kind, SkippedRule
+from itstrace.findings import Confidence, Evidence, Finding, Kind, Severity, SkippedRule
 from itstrace.observe import OBSERVATIONS, Observations
 from itstrace.rules.case import Case
 from itstrace.rules.registry import HEADINGS, RULES, Rule
@@ -67,9 +67,12 @@ def check(
 
 
 def _at_best_likely(finding: Finding) -> Finding:
-    if finding.kind is Kind.EVIDENCE or finding.confidence is not Confidence.CERTAIN:
+    """What a finding is worth where records may be missing unsaid: a life that ends in silence is no error then."""
+    if finding.kind is Kind.EVIDENCE:
         return finding
-    return replace(finding, confidence=Confidence.LIKELY)
+    if finding.kind is Kind.LIFE and finding.severity is Severity.ERROR:
+        finding = replace(finding, severity=Severity.WARNING)
+    return replace(finding, confidence=max(finding.confidence, Confidence.LIKELY, key=lambda each: each.rank))
 
 
 def _some(findings: Iterator[Finding], case: Case) -> Iterator[Finding]:

@@ -191,7 +191,7 @@ def _named(folder: _Folder, path: Path, held: Holdings) -> Capture:
 
 
 def _nothing(shown: Path, held: Holdings) -> UnknownFormatError:
-    found = [str(path) for path in (*held.dumps, *held.texts, *held.others)]
+    found = list(dict.fromkeys(str(path) for path in (*held.dumps, *held.texts, *held.others)))
     if held.kernel.formats:
         found.append(f"{len(held.kernel.formats)} event formats")
     return UnknownFormatError(

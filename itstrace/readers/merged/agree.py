@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Final
 
 from itstrace.errors import UsageError
@@ -100,11 +100,27 @@ def _of_one_clock(one: CaptureInfo, other: CaptureInfo) -> None:
         )
 
 
+def _apart(parts: Sequence[Capture]) -> list[str]:
+    """Parts on one clock between which nothing was recorded: that they are of one boot, nothing says."""
+    spans = ((part.span(), part.info) for part in parts)
+    ordered = sorted(
+        ((start, end, info) for (start, end), info in spans if start is not None and end is not None),
+        key=lambda item: item[:2],
+    )
+    notes = []
+    for (_, end, before), (start, _, info) in pairwise(ordered):
+        if start > end + _CLOSE_NS:
+            notes.append(
+                f"{info.path} begins {duration(start - end)} after the end of {before.path}: taken to be of the same boot"
+            )
+    return notes
+
+
 def _unnamed_clocks(parts: Sequence[Capture]) -> list[str]:
     """Captures without a clock's name are taken for parts of one where they lie close together."""
     unnamed = [part.info for part in parts if family(part.info.clock) is None]
     if not unnamed:
-        return []
+        return _apart(parts)
     spans = [(*part.span(), part.info) for part in parts]
     known = sorted(
         ((start, end, info) for start, end, info in spans if start is not None and end is not None),

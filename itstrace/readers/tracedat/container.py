@@ -33,6 +33,10 @@ MAX_CPUS = 1 << 16
 #: Source: kernel/trace/trace.c:buffer_subbuf_size_write (v6.12)
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 1024, 128 * 65536
 
+_CUT_ADVICE = (
+    "copy it again if it was copied (unpack it again if it was packed), or record again; "
+    "`trace-cmd record --file-version 6` writes files that can be read in part when they are cut"
+)
 _LATENCY_ADVICE = "record events into a flyrecord file: trace-cmd record -e ... without a latency tracer (-p)"
 
 
@@ -74,8 +78,7 @@ def read_container(path: Path, data: mmap.mmap) -> Container:
         raise CaptureError(
             path,
             f"the file names no ring buffer{why}; a file of version 7 that is cut short has lost that table",
-            advice="copy it again if it was copied, or record again; `trace-cmd record --file-version 6` "
-            "writes files that can be read in part when they are cut",
+            advice=_CUT_ADVICE,
         )
     _drop_overlaps(container)
     return container
@@ -139,6 +142,12 @@ def _read_version_7(container: Container, cursor: Cursor) -> None:
         )
     unpacker = Decompressor(container.compression)
     offset = cursor.number(8)
+    if offset >= cursor.end:
+        raise CaptureError(
+            container.path,
+            f"is cut short: it has {cursor.end:,} bytes, and the table of its buffers stands at byte {offset:,}",
+            advice=_CUT_ADVICE,
+        )
     seen: set[int] = set()
     sections: dict[int, int] = {}
     while offset:
