@@ -577,3 +577,11 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     result = called(capsys, monkeypatch, "analyze", DOUBLE)
 
     assert (result.code, result.out) == (130, "")
+
+
+def test_a_closed_standard_output_is_no_mistake_of_ours() -> None:
+    command = f'"{sys.executable}" -m itstrace.cli info "{SAMPLES / "6.12-clean.dat"}" >&-'
+    run = subprocess.run(["sh", "-c", command], capture_output=True, check=False, text=True)
+
+    assert run.returncode == 0
+    assert run.stderr == ""

@@ -345,3 +345,9 @@ def test_one_instant_without_end_is_given_out_all_the_same(monkeypatch: pytest.M
     assert sum(block.height for block in blocks) == 530
     assert max(block.height for block in blocks) < 100
     assert pl.concat(blocks)["seq"].to_list() == list(range(530))
+
+
+def test_parts_that_lie_far_apart_are_said_to() -> None:
+    """Two recordings of one host on one clock: that they are of one boot is taken for granted, and said."""
+    with open_captures([SAMPLES / "6.12-clean.dat", SAMPLES / "6.12-double-delivery.dat"]) as capture:
+        assert any("after the end of" in note and "same boot" in note for note in capture.info.notes)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import zstandard
+from conftest import SAMPLES
 from helpers.tracedat_writer import Buffer, Event, Field, Machine, Page, TraceFile, pages
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -409,3 +410,12 @@ def test_reading_may_be_repeated_and_left_early(tmp_path: Path) -> None:
 
 def test_every_error_is_one_of_ours() -> None:
     assert issubclass(CaptureError, ItsTraceError)
+
+
+@pytest.mark.parametrize("left_bytes", [600, 40_000, 900_000])
+def test_a_file_of_version_7_that_is_cut_says_that_it_is(tmp_path: Path, left_bytes: int) -> None:
+    """The table of its buffers stands behind everything else: nothing can be read, and why is said."""
+    raw = (SAMPLES / "6.12-clean.dat").read_bytes()[:left_bytes]
+    with pytest.raises(CaptureError, match=f"is cut short: it has {left_bytes:,} bytes") as caught:
+        TraceDat.open(_write(tmp_path, raw))
+    assert "--file-version 6" in str(caught.value.advice)
