@@ -458,3 +458,15 @@ def test_too_many_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(CaptureError, match="holds more than 2 files"):
         open_capture(folder)
+
+
+def test_what_only_a_reading_of_a_text_tells_is_told_of_its_folder_too(tmp_path: Path) -> None:
+    """That perf script does not tell its losses shows in its lines; a uname beside them names the kernel."""
+    shutil.copy(SAMPLES / "6.12-perf-script.txt.zst", tmp_path / "script.txt.zst")
+    (tmp_path / "uname.txt").write_text("6.12.107+deb13-arm64\n")
+    analysis = analyze(tmp_path)
+
+    assert not analysis.info.tells_losses
+    assert any("--show-lost-events" in note for note in analysis.info.notes)
+    assert analysis.info.kernel == "6.12.107+deb13-arm64"
+    assert set(analysis.history.profiles.values()) == {"kvm-6.12"}

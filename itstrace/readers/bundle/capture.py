@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, Self
@@ -90,9 +91,8 @@ def _open(folder: _Folder, notes: Sequence[str], damage: Sequence[Damage] = ()) 
         for part in parts:
             _tell(part.info, manifest, held)
         whole = parts[0] if len(parts) == 1 else _merged(folder.shown, parts)
-        info = _describe(folder, whole.info, manifest, held, notes)
         stack.pop_all()
-    return Bundle(whole, info, list(damage))
+    return Bundle(whole, partial(_describe, folder, manifest, held, notes), list(damage))
 
 
 @dataclass(slots=True)
@@ -100,7 +100,8 @@ class Bundle:
     """The captures of a folder or a tar. What it gives is theirs; its `info` tells what else is there."""
 
     whole: Capture
-    info: CaptureInfo
+    #: What the folder adds to what its captures say of themselves.
+    described: Callable[[CaptureInfo], CaptureInfo]
     #: of the tar itself
     cut: list[Damage]
     #: what lies below the captures, to be closed after them
@@ -116,6 +117,11 @@ class Bundle:
         """Let go of the captures, and of what was unpacked."""
         with self.below:
             self.whole.close()
+
+    @property
+    def info(self) -> CaptureInfo:
+        """What the captures say about themselves, a text only once it was read, and what lies beside them."""
+        return self.described(self.whole.info)
 
     @property
     def formats(self) -> Mapping[str, EventFormat]:
@@ -247,7 +253,7 @@ def read_uname(text: str) -> tuple[str | None, str | None, str | None]:
 
 
 def _describe(
-    folder: _Folder, whole: CaptureInfo, manifest: Manifest, held: Holdings, notes: Sequence[str]
+    folder: _Folder, manifest: Manifest, held: Holdings, notes: Sequence[str], whole: CaptureInfo
 ) -> CaptureInfo:
     options = dict(whole.options)
     if held.dumps:
