@@ -225,6 +225,21 @@ def test_cut_lines_amid_others_do_not_hide_them(tmp_path: Path) -> None:
     assert 0.9 * whole.observations.queueings.height < told.observations.queueings.height
 
 
+@pytest.mark.parametrize("column", [90, 110, 130])
+def test_lines_cut_at_a_terminals_edge_are_said_to_be(column: int, tmp_path: Path) -> None:
+    cut = "".join(line[:column] + "\n" for line in _text(_TRACE).splitlines())
+    with open_capture(_written(tmp_path, cut)) as capture:
+        capture.counts()
+        assert any(f"lines are cut at column {column}" in note for note in capture.info.notes)
+
+
+def test_whole_lines_are_not_taken_for_cut_ones() -> None:
+    for path in (_TRACE, _PIPE, _PERF, _SAMPLES / "6.12-perf-script.txt.zst"):
+        with open_capture(path) as capture:
+            capture.counts()
+            assert not any("lines are cut" in note for note in capture.info.notes)
+
+
 def test_lines_out_of_order_are_sorted(tmp_path: Path) -> None:
     """Readers of several pipes overtake each other by a few lines."""
     lines = [line for line in _text(_TRACE).splitlines(keepends=True) if not line.startswith("#")]

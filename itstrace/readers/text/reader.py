@@ -129,6 +129,7 @@ class TextCapture(Capture):
         heads = find_heads(chunk, self._stamp)
         codes = self._names.codes(chunk, heads.name_start, heads.name_end)
         tally.note_lines(heads, codes)
+        tally.note_width(chunk, heads, codes)
         tally.note_order(chunk, heads)
         if tally.older_at is not None:
             raise self._several(tally.older_at)

@@ -32,6 +32,8 @@ _FUNCTION = re.compile(rb" <-+\s?\S")
 #: Readers of several CPUs' pipes overtake each other by less. A line with a wrong time stands alone among its neighbours;
 #: where these many before and behind agree, one recording ends and an older one begins.
 _OVERTAKEN_NS, _NEIGHBOURS = 200_000_000, 3
+#: Lines of so many events do not end at one column by chance, where so large a share of all lines does.
+_CUT_EVENTS, _CUT_SHARE, _FEW_LINES = 5, 0.1, 200
 _MAX_GAPS = 1 << 20
 #: More pairs of event and CPU than any machine has: counting them in a table would cost more than sorting.
 _MANY_KEYS = 1 << 17
@@ -58,6 +60,8 @@ class Tally:
     torn_at: tuple[int, int] | None = None
     disorder: int = 0
     in_comments: int = 0
+    #: The column at which lines of many events end.
+    cut_at: int | None = None
     no_cpu: int = 0
     no_pid: int = 0
     more_names: int = 0
@@ -95,6 +99,15 @@ class Tally:
             first, last = int(heads.time_ns.min()), int(heads.time_ns.max())
             self.first_ns = first if self.first_ns is None else min(first, self.first_ns)
             self.last_ns = last if self.last_ns is None else max(last, self.last_ns)
+
+    def note_width(self, chunk: Chunk, heads: Heads, codes: Places) -> None:
+        """See whether lines of many events end at one same column: a terminal's or a mailer's edge."""
+        if len(heads) < _FEW_LINES or self.cut_at is not None:
+            return
+        widths = (chunk.ends - chunk.starts)[heads.line]
+        at_edge = widths == widths.max()
+        if at_edge.mean() >= _CUT_SHARE and len(np.unique(codes[at_edge])) >= _CUT_EVENTS:
+            self.cut_at = int(widths.max())
 
     def note_order(self, chunk: Chunk, heads: Heads) -> None:
         """Look for the place at which another recording begins: from there on lines are much older than those before."""
@@ -213,7 +226,12 @@ class Tally:
             "lines tell no CPU: perf script -F +cpu": self.no_cpu,
             "lines tell no task: perf script -F +pid,tid": self.no_pid,
         }
-        return [f"{count:,} {what}" for what, count in said.items() if count]
+        found = [f"{count:,} {what}" for what, count in said.items() if count]
+        if self.cut_at is not None:
+            found.append(
+                f"lines are cut at column {self.cut_at}: what stood behind it is missing, and a value at the cut may be wrong"
+            )
+        return found
 
     def damage(self) -> list[Damage]:
         """What of the text could not be used, or not trusted."""
