@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 
-from itstrace.readers.base import Capture, frame_schema, selection
+from itstrace.readers.base import frame_schema, selection
+from itstrace.readers.tally import ReadThrough, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    import numpy.typing as npt
 
     from itstrace.errors import Damage
     from itstrace.readers.base import Block, CaptureInfo, EventField, EventFormat, Wanted
-    from itstrace.readers.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,37 @@ class Choice:
         return pl.DataFrame(schema=frame_schema(self.event, self.fields))
 
 
-class DescribedCapture(Capture):
+class Choices:
+    """What was asked for, as numbers by which records are told apart: 1 and up, 0 for all that nobody asked for."""
+
+    def __init__(self, choices: list[Choice], event_ids: int) -> None:
+        """`event_ids`: how many there may be."""
+        self._choices = [(choice, choice.empty()) for choice in choices]
+        #: event id -> number of its choice
+        self._numbers = np.zeros(event_ids, np.uint16)
+        for number, choice in enumerate(choices, 1):
+            self._numbers[choice.event.event_id] = number
+
+    def __bool__(self) -> bool:
+        return bool(self._choices)
+
+    def block(
+        self,
+        event_ids: npt.NDArray[np.integer],
+        decode: Callable[[Choice, npt.NDArray[np.int64]], pl.DataFrame],
+    ) -> Block:
+        """Make a block of records in order of time, given their events; `decode` is given the ranks of one choice's."""
+        numbers = self._numbers[event_ids]
+        chosen = np.flatnonzero(numbers)
+        by_number = chosen[np.argsort(numbers[chosen], kind="stable")]
+        ends = np.cumsum(np.bincount(numbers[chosen], minlength=len(self._choices) + 1))
+        return {
+            choice.event.full_name: decode(choice, by_number[begin:end]) if end > begin else empty
+            for (choice, empty), (begin, end) in zip(self._choices, pairwise(ends.tolist()), strict=True)
+        }
+
+
+class DescribedCapture(ReadThrough[Tally]):
     """A capture whose file describes its events; the tally of a whole reading answers what there is of them."""
 
     _path: Path
@@ -39,8 +73,6 @@ class DescribedCapture(Capture):
     _formats: dict[str, EventFormat]
     #: found on opening
     _damage: list[Damage]
-    #: of the last whole reading
-    _tally: Tally | None = None
 
     @property
     def info(self) -> CaptureInfo:
@@ -51,11 +83,6 @@ class DescribedCapture(Capture):
     def formats(self) -> Mapping[str, EventFormat]:
         """The event types that the capture describes, by full name."""
         return self._formats
-
-    def span(self) -> tuple[int | None, int | None]:
-        """Times of the first and the last record, in ns; None where there is none."""
-        tally = self._complete()
-        return tally.first_ns, tally.last_ns
 
     def gaps(self) -> pl.DataFrame:
         """Stretches in which records were lost, from the record before to the record after on that CPU.
@@ -86,10 +113,3 @@ class DescribedCapture(Capture):
     @abstractmethod
     def _blocks(self, choices: list[Choice]) -> Iterator[Block]:
         """Read the file through; at its end `_tally` is that reading's."""
-
-    def _complete(self) -> Tally:
-        if self._tally is None:
-            for _ in self.blocks({}):
-                pass
-        assert self._tally is not None
-        return self._tally

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import polars as pl
 
 from itstrace.errors import Damage
+from itstrace.readers.base import Capture
 from itstrace.schemas import COUNTS, GAPS
 
 if TYPE_CHECKING:
@@ -30,14 +31,23 @@ class Gap:
     lost: int | None
 
 
-def gaps_frame(rows: Sequence[tuple[int, int | None, int | None, int | None]]) -> pl.DataFrame:
-    """Gaps (CPU, from, to, how many lost) as a frame: a hostile file may claim more losses than 64 bits hold.
+def gaps_frame(gaps: Sequence[Gap], first_ns: int | None, last_ns: int | None) -> pl.DataFrame:
+    """Gaps as a frame, bounded by the whole capture's first and last record where their CPU has none.
 
     Shape: rows of GAPS, by their ends.
     """
+    rows = [
+        (
+            gap.cpu,
+            first_ns if gap.from_ns is None else gap.from_ns,
+            last_ns if gap.to_ns is None else gap.to_ns,
+            # A hostile file may claim more losses than 64 bits hold.
+            None if gap.lost is None else min(gap.lost, 2**64 - 1),
+        )
+        for gap in gaps
+    ]
     # Column by column, for polars guesses a type of its own from rows before it looks at the schema's.
-    bounded = [(*row[:3], None if row[3] is None else min(row[3], 2**64 - 1)) for row in rows]
-    columns = list(zip(*bounded, strict=True)) or [()] * len(GAPS)
+    columns = list(zip(*rows, strict=True)) or [()] * len(GAPS)
     series = [
         pl.Series(name, values, dtype=dtype)
         for (name, dtype), values in zip(GAPS.items(), columns, strict=True)
@@ -46,25 +56,61 @@ def gaps_frame(rows: Sequence[tuple[int, int | None, int | None, int | None]]) -
 
 
 @dataclass(slots=True)
-class Tally:
+class Reading:
+    """What every whole reading of a capture tells: its span, and where the file is damaged."""
+
+    #: So many places are told one by one.
+    most_damage: int = MAX_DAMAGE
+    damage: list[Damage] = field(default_factory=list)
+    more_damage: int = 0
+    first_ns: int | None = None
+    last_ns: int | None = None
+
+    def bad(self, offset_bytes: int | None, cpu: int | None, problem: str) -> None:
+        """Keep a damaged place; of very many only how many there are."""
+        if len(self.damage) < self.most_damage:
+            self.damage.append(Damage(offset_bytes, cpu, problem))
+        else:
+            self.more_damage += 1
+
+    def all_damage(self) -> list[Damage]:
+        """Give the damaged places, and how many more there are."""
+        if not self.more_damage:
+            return self.damage
+        return [*self.damage, Damage(None, None, f"{self.more_damage} more places are damaged")]
+
+
+_Reading = TypeVar("_Reading", bound=Reading)
+
+
+class ReadThrough(Capture, Generic[_Reading]):
+    """A capture that answers what it holds from a whole reading; a reader leaves its own here at the end of `blocks`."""
+
+    _tally: _Reading | None = None
+
+    def span(self) -> tuple[int | None, int | None]:
+        """Times of the first and the last record, in ns; None where there is none."""
+        tally = self._complete()
+        return tally.first_ns, tally.last_ns
+
+    def _complete(self) -> _Reading:
+        """The last whole reading; one is made where there was none."""
+        if self._tally is None:
+            for _ in self.blocks({}):
+                pass
+        assert self._tally is not None
+        return self._tally
+
+
+@dataclass(slots=True)
+class Tally(Reading):
     """Grows with every batch; complete once the last was read."""
 
     #: event id -> records per CPU
     counts: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
-    damage: list[Damage] = field(default_factory=list)
-    more_damage: int = 0
     records: int = 0
     disorder: int = 0
-    first_ns: int | None = None
-    last_ns: int | None = None
-
-    def bad(self, offset_bytes: int | None, cpu: int | None, problem: str) -> None:
-        """Keep a damaged place."""
-        if len(self.damage) < MAX_DAMAGE:
-            self.damage.append(Damage(offset_bytes, cpu, problem))
-        else:
-            self.more_damage += 1
 
     def count(self, event_ids: npt.NDArray[np.integer], cpu: int) -> None:
         """Count one CPU's records."""
@@ -98,15 +144,4 @@ class Tally:
 
         Shape: rows of GAPS, by their ends.
         """
-        rows = []
-        for gap in self.gaps:
-            from_ns = self.first_ns if gap.from_ns is None else gap.from_ns
-            to_ns = self.last_ns if gap.to_ns is None else gap.to_ns
-            rows.append((gap.cpu, from_ns, to_ns, gap.lost))
-        return gaps_frame(rows)
-
-    def all_damage(self) -> list[Damage]:
-        """Give the damaged places, and how many more there are."""
-        if not self.more_damage:
-            return self.damage
-        return [*self.damage, Damage(None, None, f"{self.more_damage} more places are damaged")]
+        return gaps_frame(self.gaps, self.first_ns, self.last_ns)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -16,16 +15,13 @@ from itstrace.rules.case import Case
 from itstrace.rules.registry import HEADINGS, RULES, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from itstrace.errors import Damage
     from itstrace.lives import Lives
     from itstrace.replay import History
 
 __all__ = ["HEADINGS", "RULES", "Rule", "check"]
-
-#: Findings of one rule that are shown.
-_MANY = 1000
 
 for _module in sorted(
     module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith("its")
@@ -73,21 +69,6 @@ def _at_best_likely(finding: Finding) -> Finding:
     if finding.kind is Kind.LIFE and finding.severity is Severity.ERROR:
         finding = replace(finding, severity=Severity.WARNING)
     return replace(finding, confidence=max(finding.confidence, Confidence.LIKELY, key=lambda each: each.rank))
-
-
-def _some(findings: Iterator[Finding], case: Case) -> Iterator[Finding]:
-    """As many findings of one rule as anybody can read; a capture may be made to have millions."""
-    yield from islice(findings, _MANY)
-    left_out = next(findings, None)
-    if left_out is not None:
-        yield case.finding(
-            f"There is more of this: the first {_MANY:,} findings of {case.rule.code} are shown.",
-            confidence=left_out.confidence,
-            severity=left_out.severity,
-            advice="",
-            vm=left_out.vm,
-            time_ns=left_out.time_ns,
-        )
 
 
 def _with_evidence(

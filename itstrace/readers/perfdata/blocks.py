@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from itstrace.readers import payloads as field_columns
+from itstrace.readers.described import Choices
 from itstrace.readers.payloads import Payloads
 from itstrace.readers.perfdata.samples import NO_TRACEPOINT
 
@@ -28,13 +29,9 @@ class BlockDecoder:
     """Decodes batches one after the other; keeps the count of samples, which is the next one's rank."""
 
     def __init__(self, choices: list[Choice], tally: Tally, *, big_endian: bool) -> None:
-        self._choices = [(choice, choice.empty()) for choice in choices]
+        self._choices = Choices(choices, _CODES)
         self._tally = tally
         self._big_endian = big_endian
-        #: event id -> 1 + index of its choice
-        self._index = np.zeros(_CODES, np.uint16)
-        for code, choice in enumerate(choices, 1):
-            self._index[choice.event.event_id] = code
         self._floor = -1
 
     def decode(self, batch: Batch) -> Block:
@@ -59,24 +56,14 @@ class BlockDecoder:
         if not self._choices:
             return {}
         order = np.argsort(times, kind="stable")  # as many nearly sorted runs as CPUs: a merge
-        choices = self._index[np.minimum(codes, _CODES - 1)][order]
-        chosen = np.flatnonzero(choices)
-        by_choice = chosen[np.argsort(choices[chosen], kind="stable")]
-        counts = np.bincount(choices[chosen], minlength=len(self._choices) + 1)
-        block: Block = {}
-        at = 0
-        for code, (choice, empty) in enumerate(self._choices, 1):
-            rank = by_choice[at : at + int(counts[code])]
-            at += len(rank)
-            if not len(rank):
-                block[choice.event.full_name] = empty
-                continue
+
+        def decoded(choice: Choice, rank: npt.NDArray[np.int64]) -> pl.DataFrame:
             within = order[rank]
             index = by_cpu[within]
             payloads = Payloads(
                 samples.raw, samples.starts[index], samples.sizes[index].astype(np.int64), self._big_endian
             )
-            block[choice.event.full_name] = pl.DataFrame(
+            return pl.DataFrame(
                 [
                     pl.Series("seq", (rank + rank_of_first).astype(np.uint64)),
                     pl.Series("time_ns", times[within]),
@@ -85,7 +72,8 @@ class BlockDecoder:
                     *field_columns.columns(choice.event, choice.fields, payloads),
                 ]
             )
-        return block
+
+        return self._choices.block(np.minimum(codes, _CODES - 1)[order], decoded)
 
 
 def _joined(parts: list[Samples]) -> Samples:

@@ -11,7 +11,6 @@ import polars as pl
 from itstrace.errors import Damage, UnknownFormatError
 from itstrace.readers.base import (
     Block,
-    Capture,
     CaptureInfo,
     EventField,
     EventFormat,
@@ -22,6 +21,7 @@ from itstrace.readers.base import (
 )
 from itstrace.readers.qemulog.events import FORMATS, ITS_EVENT, event_format, pattern, word_places
 from itstrace.readers.qemulog.lines import chunks, events_of, first_event, is_stamped
+from itstrace.readers.tally import Reading, ReadThrough
 from itstrace.schemas import COUNTS, GAPS
 
 if TYPE_CHECKING:
@@ -40,26 +40,16 @@ _LINE_NS: Final = 1_000
 
 
 @dataclass(slots=True)
-class _Tally:
+class _Tally(Reading):
     """What one reading has met so far."""
 
+    most_damage: int = _DAMAGE_KEPT
     counts: dict[str, int] = field(default_factory=dict)
-    damage: list[Damage] = field(default_factory=list)
-    more_damage: int = 0
-    first_ns: int | None = None
-    last_ns: int | None = None
     lines: int = 0
     rows: int = 0
 
-    def bad(self, offset_bytes: int | None, problem: str) -> None:
-        """Note a damaged place; of very many only how many there are."""
-        if len(self.damage) < _DAMAGE_KEPT:
-            self.damage.append(Damage(offset_bytes, None, problem))
-        else:
-            self.more_damage += 1
 
-
-class QemuLog(Capture):
+class QemuLog(ReadThrough[_Tally]):
     """A log of `qemu-system-aarch64 -trace "gicv3_its_*"`, with time stamps (-msg timestamp=on) or without.
 
     Lines that are no trace event are passed over: QEMU prints its monitor and its guest's console into the same
@@ -82,7 +72,6 @@ class QemuLog(Capture):
         self._source = source
         self._stamped = stamped
         self._formats: dict[str, EventFormat] = {}
-        self._tally: _Tally | None = None
         self._info = CaptureInfo(
             path=source.path,
             format="QEMU log",
@@ -116,28 +105,13 @@ class QemuLog(Capture):
         rows = [(name, 0, count) for name, count in sorted(self._complete().counts.items()) if count]
         return pl.DataFrame(rows, schema=COUNTS, orient="row")
 
-    def span(self) -> tuple[int | None, int | None]:
-        """Times of the first and the last record, in ns; None where there is none."""
-        tally = self._complete()
-        return tally.first_ns, tally.last_ns
-
     def gaps(self) -> pl.DataFrame:
         """Nothing: QEMU waits for its log, and loses no line. Shape: rows of GAPS."""
         return pl.DataFrame(schema=GAPS)
 
     def damage(self) -> list[Damage]:
         """Lines that begin like an event of the ITS and do not go on like one, and clocks that were set back."""
-        tally = self._complete()
-        more = tally.more_damage
-        rest = [Damage(None, None, f"{more} more places are damaged")] if more else []
-        return [*self._source.damage, *tally.damage, *rest]
-
-    def _complete(self) -> _Tally:
-        if self._tally is None:
-            for _ in self.blocks({}):
-                pass
-        assert self._tally is not None
-        return self._tally
+        return [*self._source.damage, *self._complete().all_damage()]
 
     def blocks(self, wanted: Wanted) -> Iterator[Block]:
         """Stream the events asked for, a chunk of the log at a time.
@@ -197,6 +171,7 @@ class QemuLog(Capture):
                 line, offset_bytes = rows.select("line", "offset_bytes").row(at)
                 tally.bad(
                     int(offset_bytes),
+                    None,
                     f"line {line}: the clock runs back by {worst / 1e9:.1f} s; times stand still until it catches up",
                 )
             rows = rows.with_columns(time_ns=risen)
@@ -222,7 +197,9 @@ def _decoded(
     if not whole.all():
         torn = rows.filter(~whole).select("line", "offset_bytes", "text")
         for line, offset_bytes, text in torn.head(_DAMAGE_KEPT).iter_rows():
-            tally.bad(offset_bytes, f"line {line}: not the text of {event.name}: {text[:_SHOWN_CHARS]!r}")
+            tally.bad(
+                offset_bytes, None, f"line {line}: not the text of {event.name}: {text[:_SHOWN_CHARS]!r}"
+            )
         tally.more_damage += max(0, torn.height - _DAMAGE_KEPT)
         rows = rows.filter(whole)
     if not fields:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from itstrace.errors import CaptureError
-from itstrace.readers.base import Block, Capture, CaptureInfo, EventField, EventFormat, Wanted, selection
+from itstrace.readers.base import Block, CaptureInfo, EventField, EventFormat, Selection, Wanted, selection
 from itstrace.readers.source import Source, open_source
-from itstrace.readers.tally import gaps_frame
-from itstrace.readers.text.chunks import CHUNK_BYTES, Chunk, chunks
+from itstrace.readers.tally import ReadThrough, gaps_frame
+from itstrace.readers.text.chunks import Chunk, chunks
 from itstrace.readers.text.heads import Heads, Stamp, find_heads
 from itstrace.readers.text.names import Names
 from itstrace.readers.text.order import Piece, in_order
@@ -41,15 +40,7 @@ _SAYS = {
 _HEAD_BYTES = 1 << 16
 
 
-@dataclass(slots=True)
-class _Choice:
-    """An event that was asked for, and the fields to decode."""
-
-    event: TextEvent
-    fields: tuple[EventField, ...]
-
-
-class TextCapture(Capture):
+class TextCapture(ReadThrough[Tally]):
     """Text that a tracer printed: tracefs `trace` and `trace_pipe`, `trace-cmd report`, `perf script`."""
 
     @classmethod
@@ -66,7 +57,6 @@ class TextCapture(Capture):
         #: by the number of its name, and by its full name: two names may be of one event
         self._events: dict[int, TextEvent] = {}
         self._formats: dict[str, EventFormat] = {}
-        self._tally: Tally | None = None
         self._info = _describe(source, stamp)
         self._first_notes = len(self._info.notes)
 
@@ -97,25 +87,21 @@ class TextCapture(Capture):
         frame = pl.DataFrame(rows, schema=COUNTS, orient="row")
         return frame.group_by("event", "cpu").agg(pl.col("records").sum()).sort("event", "cpu")
 
-    def span(self) -> tuple[int | None, int | None]:
-        """Times of the first and the last record, in ns; None where there is none."""
-        tally = self._complete()
-        return tally.first_ns, tally.last_ns
-
     def gaps(self) -> pl.DataFrame:
         """Stretches in which records were lost. Shape: rows of GAPS."""
-        return gaps_frame(self._complete().gap_rows())
+        tally = self._complete()
+        return gaps_frame(tally.gaps, tally.first_ns, tally.last_ns)
 
     def damage(self) -> list[Damage]:
         """Where the text is cut short or damaged."""
-        return [*self._source.damage, *self._complete().damage()]
+        return [*self._source.damage, *self._complete().all_damage()]
 
     def blocks(self, wanted: Wanted) -> Iterator[Block]:
         """Stream the events asked for, in order of time. See `Capture.blocks`."""
         choose = selection(wanted, self._source.path)
         tally = Tally()
-        choices: dict[str, _Choice | None] = {}
-        pieces = (self._piece(chunk, choose, choices, tally) for chunk in chunks(self._source.data))
+        asked: dict[str, tuple[EventField, ...] | None] = {}
+        pieces = (self._piece(chunk, choose, asked, tally) for chunk in chunks(self._source.data))
         for block in in_order(pieces, tally):
             if block:
                 yield block
@@ -125,7 +111,10 @@ class TextCapture(Capture):
 
     # -- one chunk -------------------------------------------------------------------------------------------
 
-    def _piece(self, chunk: Chunk, choose: Wanted, choices: dict[str, _Choice | None], tally: Tally) -> Piece:
+    def _piece(
+        self, chunk: Chunk, choose: Selection, asked: dict[str, tuple[EventField, ...] | None], tally: Tally
+    ) -> Piece:
+        """The records of a chunk. `asked`: what `choose` said of each event met so far."""
         heads = find_heads(chunk, self._stamp)
         codes = self._names.codes(chunk, heads.name_start, heads.name_end)
         tally.note_lines(heads, codes)
@@ -145,14 +134,12 @@ class TextCapture(Capture):
             rows = Rows(chunk, heads.name_end[which] + 1, chunk.ends[heads.line[which]])
             event = self._event(code, rows)
             name = event.format.full_name
-            if name not in choices:
-                assert callable(choose)
-                fields = choose(event.format)
-                choices[name] = None if fields is None else _Choice(event, fields)
-            choice = choices[name]
-            if choice is None:
+            if name not in asked:
+                asked[name] = choose(event.format)
+            fields = asked[name]
+            if fields is None:
                 continue
-            frame = _frame(heads, which, columns(choice.event, choice.fields, rows))
+            frame = _frame(heads, which, columns(event, fields, rows))
             tally.note_torn(chunk, [int(heads.line[which[place]]) for place in rows.torn])
             earlier = frames.get(name)
             frames[name] = frame if earlier is None else pl.concat([earlier, frame]).sort("seq")
@@ -187,13 +174,6 @@ class TextCapture(Capture):
     def _full_name(self, code: int) -> str:
         event = self._events.get(code)
         return self._names.names[code] if event is None else event.format.full_name
-
-    def _complete(self) -> Tally:
-        if self._tally is None:
-            for _ in self.blocks({}):
-                pass
-        assert self._tally is not None
-        return self._tally
 
     def _complete_info(self, tally: Tally) -> None:
         """What only a whole reading tells."""
@@ -291,4 +271,4 @@ def _describe(source: Source, stamp: Stamp) -> CaptureInfo:
     )
 
 
-__all__ = ["CHUNK_BYTES", "TextCapture", "find_stamp"]
+__all__ = ["TextCapture", "find_stamp"]

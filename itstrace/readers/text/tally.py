@@ -10,6 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from itstrace.errors import Damage
+from itstrace.readers.tally import Gap, Reading
 from itstrace.readers.text.numbers import GUARD_BYTES
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _CUT_EVENTS, _CUT_SHARE, _FEW_LINES = 5, 0.1, 200
 _MAX_GAPS = 1 << 20
 #: More pairs of event and CPU than any machine has: counting them in a table would cost more than sorting.
 _MANY_KEYS = 1 << 17
-#: How much of a text is looked at for that.
+#: How much of a text that has no event's line is looked at for such comments.
 _LOOKED_AT_BYTES = 1 << 20
 _COMM_BYTES, _SHORT_COMM_BYTES, _LOOK_BACK_BYTES = 16, 8, 40
 #: A file of a machine with more tasks than this is not one.
@@ -45,12 +46,12 @@ _MAX_TASKS = 1 << 22
 
 
 @dataclass(slots=True)
-class Tally:
+class Tally(Reading):
     """Grows with every chunk; complete once the last was read."""
 
     #: records by (number of the event's name, CPU)
     counts: dict[tuple[int, int], int] = field(default_factory=dict)
-    gaps: list[tuple[int, int | None, int | None, int | None]] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
     comms: dict[int, str] = field(default_factory=dict)
     records: int = 0
     #: Lines with a head but no event's name: those of the function tracer.
@@ -66,8 +67,6 @@ class Tally:
     no_pid: int = 0
     more_names: int = 0
     digits: int = 0
-    first_ns: int | None = None
-    last_ns: int | None = None
     #: The line from which on lines are of an older recording.
     older_at: int | None = None
     _last_times: Places = field(default_factory=lambda: np.empty(0, np.int64))
@@ -179,8 +178,9 @@ class Tally:
             self._close(heads, -1, cpu)
         if len(heads):
             by_cpu = np.maximum(heads.cpu, 0)
-            for cpu in np.unique(by_cpu).tolist():
-                self._last_of_cpu[cpu] = int(heads.time_ns[np.flatnonzero(by_cpu == cpu)[-1]])
+            cpus, from_end = np.unique(by_cpu[::-1], return_index=True)
+            last = heads.time_ns[::-1][from_end]
+            self._last_of_cpu.update(zip(cpus.tolist(), last.tolist(), strict=True))
 
     def _note_loss(self, heads: Heads, line: int, cpu: int, lost: int | None) -> None:
         """A loss on one CPU before one line; one that is still open there ends at the record before it."""
@@ -203,20 +203,13 @@ class Tally:
         if len(following):
             from_ns, lost = self._open.pop(cpu)
             if len(self.gaps) < _MAX_GAPS:
-                self.gaps.append((cpu, from_ns, int(heads.time_ns[following[0]]), lost))
+                self.gaps.append(Gap(cpu, from_ns, int(heads.time_ns[following[0]]), lost))
 
     def finish(self) -> None:
         """Close what is still open, at the capture's bounds."""
         for cpu, (from_ns, lost) in self._open.items():
-            self.gaps.append((cpu, from_ns, None, lost))
+            self.gaps.append(Gap(cpu, from_ns, None, lost))
         self._open = {}
-
-    def gap_rows(self) -> list[tuple[int, int | None, int | None, int | None]]:
-        """The gaps, bounded by the whole capture's first and last record where the CPU has none."""
-        return [
-            (cpu, self.first_ns if begin is None else begin, self.last_ns if end is None else end, lost)
-            for cpu, begin, end, lost in self.gaps
-        ]
 
     def notes(self) -> list[str]:
         """What the text's form does not tell, and how it would."""
@@ -233,7 +226,7 @@ class Tally:
             )
         return found
 
-    def damage(self) -> list[Damage]:
+    def all_damage(self) -> list[Damage]:
         """What of the text could not be used, or not trusted."""
         said = {
             "lines are older than what was printed long before them, and are taken to be of that time": self.disorder,

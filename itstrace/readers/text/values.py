@@ -123,9 +123,7 @@ def learn(event_id: int, name: str, rows: Rows) -> TextEvent:
 
 
 _DTYPES: dict[str, pl.DataType] = {"s": pl.String(), "x": pl.UInt64()}
-_DTYPES |= dict.fromkeys(
-    ("d", "exit", "mmio", "wfx", "on", "grow", "wait", "valid", "rw", "load"), pl.Int64()
-)
+_DTYPES |= dict.fromkeys(("d", *NAMES), pl.Int64())
 
 
 def _print_fmt(fields: Sequence[EventField], kinds: Mapping[str, str]) -> str:

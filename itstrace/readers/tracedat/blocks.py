@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from itstrace.readers import payloads as field_columns
+from itstrace.readers.described import Choices
 from itstrace.readers.payloads import Payloads
 from itstrace.readers.tracedat.pages import FOREVER
 from itstrace.readers.tracedat.ring import Records, Words, decode
@@ -31,14 +32,10 @@ class BlockDecoder:
     def __init__(
         self, choices: list[Choice], common: CommonLayout, tally: RingTally, *, big_endian: bool
     ) -> None:
-        self._choices = [(choice, choice.empty()) for choice in choices]
+        self._choices = Choices(choices, 1 << 16)
         self._common = common
         self._tally = tally
         self._big_endian = big_endian
-        #: event id -> 1 + index of its choice
-        self._codes = np.zeros(1 << 16, np.uint16)
-        for code, choice in enumerate(choices, 1):
-            self._codes[choice.event.event_id] = code
 
     def decode(self, batch: Batch) -> Block:
         """Decode a batch; take what was found into the tally."""
@@ -63,23 +60,13 @@ class BlockDecoder:
             return {}
         cpus = np.repeat(np.array([stream.cpu for stream in batch.streams], np.uint16), lengths)
         order = np.argsort(times, kind="stable")  # as many sorted runs as CPUs: a merge
-        codes = self._codes[event_ids[order]]
-        chosen = np.flatnonzero(codes)
-        by_code = chosen[np.argsort(codes[chosen], kind="stable")]
-        counts = np.bincount(codes[chosen], minlength=len(self._choices) + 1)
-        block: Block = {}
-        at = 0
-        for code, (choice, empty) in enumerate(self._choices, 1):
-            rank = by_code[at : at + int(counts[code])]
-            at += len(rank)
-            if not len(rank):
-                block[choice.event.full_name] = empty
-                continue
+
+        def decoded(choice: Choice, rank: npt.NDArray[np.int64]) -> pl.DataFrame:
             index = order[rank]
             # How long a record is matters to its fields alone; entries and exits, the most of all, have none.
             lengths_of = sizes[index].astype(np.int64) << 2 if choice.fields else _NO_SIZES
             payloads = Payloads(batch.raw, word[index] << 2, lengths_of, self._big_endian)
-            block[choice.event.full_name] = pl.DataFrame(
+            return pl.DataFrame(
                 [
                     pl.Series("seq", (rank + rank_of_first).astype(np.uint64)),
                     pl.Series("time_ns", times[index]),
@@ -88,7 +75,8 @@ class BlockDecoder:
                     *field_columns.columns(choice.event, choice.fields, payloads),
                 ]
             )
-        return block
+
+        return self._choices.block(event_ids[order], decoded)
 
     def _times(self, batch: Batch, records: Records, bounds: list[int]) -> npt.NDArray[np.int64]:
         """Convert stamps to times, and see to it that they never fall within a CPU."""
