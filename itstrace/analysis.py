@@ -18,7 +18,7 @@ from itstrace.seed import combine_seeds, read_seed
 from itstrace.tables import LPI_ROWS, Tables
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import polars as pl
 
@@ -75,6 +75,7 @@ def analyze(
     profile: str | None = None,
     seed: Seed | None = None,
     events: Path | str | None = None,
+    settings: Mapping[str, float] | None = None,
 ) -> Analysis:
     """Analyze a capture: replay its ITS commands, rebuild tables and lives, and name what went wrong.
 
@@ -82,6 +83,7 @@ def analyze(
     `profile` overrides the model (`architecture`, `kvm-6.1`, `kvm-6.12`, `kvm-7.3`, `qemu`), else the capture's
     own kernel chooses, or its kind: a log of QEMU is replayed as `qemu`. `seed` goes before what a bundle brings
     with it. `events` is a TOML file that says which of the capture's own events is what (docs/events.md).
+    `settings` are numbers of rules, by name (`itstrace.rules.all_settings()`).
     Raises: CaptureError where the file cannot be read at all, NothingToAnalyzeError where it holds nothing of
     an ITS or an LPI; UsageError where the file of events says what cannot be, or several are no parts of one
     capture.
@@ -118,6 +120,8 @@ def analyze(
         start_ns=start_ns,
         end_ns=end_ns,
         losses_told=info.tells_losses,
+        kernel=info.kernel,
+        settings=settings,
     )
     return Analysis(
         info, start_ns, end_ns, counts, gaps, damage, observations, history, lives, findings, skipped, seed

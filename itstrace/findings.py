@@ -66,11 +66,41 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class Subject:
+    """One device, event or LPI that a finding is about, and how often and when it was hit. Unknown is None."""
+
+    device_id: int | None = None
+    event_id: int | None = None
+    intid: int | None = None
+    vcpus: tuple[int, ...] = ()
+    count: int = 1
+    time_ns: int | None = None
+    end_ns: int | None = None
+
+    @property
+    def key(self) -> tuple[int | None, int | None, int | None]:
+        """What it is, whenever it was hit."""
+        return self.device_id, self.event_id, self.intid
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBug:
+    """A bug of the kernel, or a limit of its design, whose shape a finding has."""
+
+    title: str
+    #: where it was mended, in words: "v7.3", "nowhere yet"
+    fixed: str
+    #: where this is from: a CVE, a commit, the kernel's source
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """One anomaly: one cause, however many symptoms (`count`), the first of them described.
+    """One anomaly: one cause, however many symptoms (`count`, `subjects`), the first of them described.
 
     Times in ns of the capture's clock. Unknown is None. `seqs` are the records it rests on, `evidence` the
-    same spelled out.
+    same spelled out. Findings of one rule, VM and ITS with the same `mechanism` are told as one; one without
+    is told alone.
     """
 
     code: str
@@ -91,6 +121,30 @@ class Finding:
     count: int = 1
     seqs: tuple[int, ...] = ()
     evidence: tuple[Evidence, ...] = field(default=())
+    #: What went wrong, in a few words without numbers: the same for all symptoms of one cause.
+    mechanism: str = ""
+    #: Everything that was hit, by first occurrence; one entry where the finding is about one thing.
+    subjects: tuple[Subject, ...] = ()
+    #: The worst occurrence in words ("vCPU 0 waited 1.44 s at 2043.087024"), where one is worse than another.
+    worst: str = ""
+    #: By which the worst of several findings is chosen; larger is worse.
+    measure: float = 0.0
+    #: What the guest saw of it; empty where nothing, or where it cannot be told.
+    guest_saw: str = ""
+    #: Functions of KVM that are to be suspected.
+    suspect: tuple[str, ...] = ()
+    known_bugs: tuple[KnownBug, ...] = ()
+    #: Why the confidence is not `certain`, in words.
+    doubt: str = ""
+    #: What to record next time to be certain; only of findings that are not.
+    capture_next: str = ""
+    #: Commands (seq) that it holds responsible, or says were not carried out: what stories are linked by.
+    blames: tuple[int, ...] = ()
+    #: Unique in one analysis, and the same each time: `ITS401`, or `ITS401-2` for a second one.
+    id: str = ""
+    #: Ids of the findings that this one follows from, and of those that follow from it.
+    caused_by: tuple[str, ...] = ()
+    leads_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,16 +12,19 @@ import polars as pl
 from itstrace.findings import Confidence, Evidence, Finding, Kind, Severity, SkippedRule
 from itstrace.observe import OBSERVATIONS, Observations
 from itstrace.rules.case import Case
-from itstrace.rules.registry import HEADINGS, RULES, Rule
+from itstrace.rules.causes import linked, named, one_per_cause
+from itstrace.rules.known_bugs import known_bugs
+from itstrace.rules.registry import HEADINGS, RULES, Rule, Setting
+from itstrace.rules.registry import settings as all_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from itstrace.errors import Damage
     from itstrace.lives import Lives
     from itstrace.replay import History
 
-__all__ = ["HEADINGS", "RULES", "Rule", "check"]
+__all__ = ["HEADINGS", "RULES", "Rule", "Setting", "all_settings", "check"]
 
 for _module in sorted(
     module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith("its")
@@ -39,8 +42,10 @@ def check(
     start_ns: int | None = None,
     end_ns: int | None = None,
     losses_told: bool = True,
+    kernel: str | None = None,
+    settings: Mapping[str, float] | None = None,
 ) -> tuple[list[Finding], list[SkippedRule]]:
-    """Run every rule whose observations were made.
+    """Run every rule whose observations were made; one finding per cause, linked with what follows from it.
 
     Where the capture does not tell what it lost (`losses_told`), nothing about the guest or its host is certain.
     Shape: findings, the worst first, with their evidence spelled out; and the rules that could not run.
@@ -52,11 +57,27 @@ def check(
     for code, rule in RULES.items():
         if code not in skipped:
             found += rule.check(
-                Case(observations, history, lives, gaps, damage, start_ns, end_ns, rule, skipped, losses_told)
+                Case(
+                    observations,
+                    history,
+                    lives,
+                    gaps,
+                    damage,
+                    start_ns,
+                    end_ns,
+                    rule,
+                    skipped,
+                    losses_told,
+                    kernel,
+                    settings or {},
+                )
             )
+    found = one_per_cause(found)
     if not losses_told:
         found = [_at_best_likely(finding) for finding in found]
     found.sort(key=lambda f: (f.severity.rank, f.kind.rank, f.confidence.rank, f.code, f.time_ns or 0))
+    found = linked(named(found), RULES)
+    found = [replace(one, known_bugs=known_bugs(one, kernel)) for one in found]
     return _with_evidence(found, observations, history), [
         SkippedRule(code, RULES[code].name, lacks) for code, lacks in skipped.items()
     ]
@@ -68,7 +89,11 @@ def _at_best_likely(finding: Finding) -> Finding:
         return finding
     if finding.kind is Kind.LIFE and finding.severity is Severity.ERROR:
         finding = replace(finding, severity=Severity.WARNING)
-    return replace(finding, confidence=max(finding.confidence, Confidence.LIKELY, key=lambda each: each.rank))
+    return replace(
+        finding,
+        confidence=max(finding.confidence, Confidence.LIKELY, key=lambda each: each.rank),
+        doubt=finding.doubt or "This form of capture does not tell whether records were lost.",
+    )
 
 
 def _with_evidence(

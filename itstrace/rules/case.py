@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -12,7 +12,7 @@ from itstrace.observe.catalogue import source_of
 from itstrace.observe.joins import after, before
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from itstrace.errors import Damage
     from itstrace.lives import Lives
@@ -39,6 +39,18 @@ class Case:
     skipped: dict[str, tuple[str, ...]]
     #: The capture tells where records were lost; else `gaps` may lack some.
     losses_told: bool = True
+    #: The capture's `uname -r`; None where it does not tell.
+    kernel: str | None = None
+    #: What the user set of the rules' numbers, by name.
+    set: Mapping[str, float] = field(default_factory=dict)
+
+    def setting(self, name: str) -> float:
+        """A number of this rule: the user's, or its default."""
+        return self.set.get(name, next(one.default for one in self.rule.settings if one.name == name))
+
+    def recorded(self, *probes: str) -> bool:
+        """Whether the capture could have recorded all of these probes (names of `observe/events.toml`)."""
+        return all(probe in self.observations.fed_by for probe in probes)
 
     @property
     def host(self) -> str:
@@ -51,6 +63,8 @@ class Case:
             "severity": self.rule.severity,
             "confidence": Confidence.CERTAIN,
             "advice": self.rule.section("What to do"),
+            "suspect": self.rule.suspect,
+            "guest_saw": self.rule.guest_sees,
             **details,
         }
         return Finding(

@@ -24,8 +24,22 @@ HEADINGS = ("What it finds", "Why it matters", "Where it comes from", "When it i
 
 
 @dataclass(frozen=True, slots=True)
+class Setting:
+    """One number of a rule that a user may set: `--set late-factor=50`. `meaning` says its unit."""
+
+    name: str
+    default: float
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule. `needs` are names of observations; without one of them it is skipped."""
+    """One rule. `needs` are names of observations; without one of them it is skipped.
+
+    `suspect`: functions of KVM that its findings make one suspect, if they do not say otherwise. `guest_sees`:
+    what the guest sees of it, likewise. `leads_to`: rules whose findings are consequences of this one's, where
+    they blame the same command, or the same LPI later.
+    """
 
     code: str
     name: str
@@ -33,6 +47,10 @@ class Rule:
     severity: Severity
     needs: tuple[str, ...]
     check: Check
+    suspect: tuple[str, ...] = ()
+    guest_sees: str = ""
+    leads_to: tuple[str, ...] = ()
+    settings: tuple[Setting, ...] = ()
 
     @property
     def page(self) -> str:
@@ -57,14 +75,31 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(
-    code: str, *, kind: Kind, severity: Severity, needs: tuple[str, ...] = ()
+    code: str,
+    *,
+    kind: Kind,
+    severity: Severity,
+    needs: tuple[str, ...] = (),
+    suspect: tuple[str, ...] = (),
+    guest_sees: str = "",
+    leads_to: tuple[str, ...] = (),
+    settings: tuple[Setting, ...] = (),
 ) -> Callable[[Check], Check]:
     """Register a check; its name in dashes is the rule's name."""
 
     def register(check: Check) -> Check:
-        assert re.fullmatch(r"ITS\d{3}", code), code
+        name = check.__name__.replace("_", "-")
+        assert re.fullmatch(r"[A-Z]{3}\d{3}", code), code
         assert code not in RULES, f"{code} is taken by {RULES[code].name}"
-        RULES[code] = Rule(code, check.__name__.replace("_", "-"), kind, severity, needs, check)
+        assert not {one.name for one in settings} & {
+            one.name for other in RULES.values() for one in other.settings
+        }
+        RULES[code] = Rule(code, name, kind, severity, needs, check, suspect, guest_sees, leads_to, settings)
         return check
 
     return register
+
+
+def settings() -> dict[str, tuple[Setting, Rule]]:
+    """Every number that a user may set, with the rule whose it is, by name."""
+    return {one.name: (one, rule) for rule in RULES.values() for one in rule.settings}
