@@ -224,6 +224,13 @@ VM_EVENTS = pl.Schema(
     }
 )
 
+#: One row per record that its own call belies. `what`: no return (the task called again), no entry (it returned twice),
+#: missing (a record that every such call makes), another value (`field` is not what the call's other record says),
+#: twice (a record that a call makes once).
+CONTRADICTIONS = pl.Schema(
+    {**_WHEN, "probe": pl.String, "partner": pl.String, "what": pl.String, "field": pl.String}
+)
+
 #: One row per note written into the trace.
 MARKERS = pl.Schema({**_WHEN, "text": pl.String})
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from itstrace.observe import interrupts, qemu, state
+from itstrace.observe import calls, interrupts, qemu, state
 from itstrace.observe.catalogue import OBSERVATIONS, PROBES, Observation
 from itstrace.observe.collect import Raw, collect
 from itstrace.observe.commands import commands
@@ -56,6 +56,8 @@ class Observations:
     runs: Runs
     vm_events: pl.DataFrame
     markers: pl.DataFrame
+    #: Records that their own call belies.
+    contradictions: pl.DataFrame
     #: Every fold of list registers: seq, time_ns, vm, vcpu, used.
     folds: pl.DataFrame
     #: Returns of fills: seq, time_ns, pid, intid.
@@ -126,6 +128,7 @@ def from_raw(raw: Raw, identity: Identity) -> Observations:
         runs=ran,
         vm_events=state.vm_events(raw, identity),
         markers=state.markers(raw),
+        contradictions=calls.contradictions(raw, ran),
         folds=identity.with_vm(raw["fold"]).select("seq", "time_ns", "vm", "vcpu", "used"),
         fill_returns=raw["fill_end"].select("seq", "time_ns", "pid", "intid"),
         fed_by=raw.events,

@@ -83,6 +83,11 @@ class Runs:
         """How many entries there are."""
         return sum(len(stamps.seq) for stamps in self.entries.values())
 
+    def task_of(self, vm: int, vcpu: int) -> int | None:
+        """The task that runs a vCPU; None where several did, one after the other."""
+        pids = self._tasks.get((vm, vcpu), ())
+        return pids[0] if len(pids) == 1 else None
+
     def next_entry_of_task(self, rows: pl.DataFrame) -> pl.DataFrame:
         """For each row (pid, seq), the task's next entry. Shape: entry_seq, entry_ns, in the rows' order."""
         return self._next(rows, lambda key: self.entries_of_task.get(key[0]), ["pid"], "entry")

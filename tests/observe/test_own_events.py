@@ -162,7 +162,9 @@ def test_the_guide_s_example_names_all_that_was_renamed(tmp_path: Path) -> None:
     events.write_text(events.read_text().replace("fields.len = 32", 'fields.len = "len"'))
     analysis = analyze(path, events=events)
 
-    assert [f.message for f in as_it_stands.findings] == [f.message for f in analysis.findings]
+    # As it stands, reads of a byte pass for reads of a command, and no command follows them: ITS906 says so.
+    said = [finding.message for finding in as_it_stands.findings if finding.code != "ITS906"]
+    assert said == [finding.message for finding in analysis.findings]
     _tells_the_same(analysis, analysis_of(DOUBLE))
     files = {probe for probe, how in analysis.observations.found_by.items() if how is How.FILE}
     assert files == {"guest_read", "process"}

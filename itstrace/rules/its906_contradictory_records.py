@@ -1,0 +1,96 @@
+"""ITS906: records of one call belie each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from itstrace.findings import Finding, Kind, Severity
+from itstrace.observe import PROBES
+from itstrace.rules.case import Case, first_some
+from itstrace.rules.registry import rule
+from itstrace.units import seconds, times
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@rule("ITS906", kind=Kind.EVIDENCE, severity=Severity.NOTE)
+def contradictory_records(case: Case) -> Iterator[Finding]:
+    """Records of one call contradict each other, or lack their partner.
+
+    ## What it finds
+    An entry to a function without its return, or a return without its entry, on a task that called it again; a
+    record that every such call makes and this one did not; two records of one call that give different values
+    for one thing; ITS commands that are missing from the chain of their queue although no buffer overran.
+
+    ## Why it matters
+    Something that happened is not in the capture, or is there with a value that cannot be right, and the kernel
+    has counted no loss. A finding that rests on these records may be an artefact of the recording.
+
+    ## Where it comes from
+    A kprobe that was missed (one probe hit within another), a kretprobe that ran out of instances (maxactive),
+    a probe definition whose offsets or registers are those of another kernel build, two events recorded for one
+    call, a capture that was filtered or edited.
+
+    ## When it is wrong
+    Records near the begin of the capture, near its end, and near lost records are not judged.
+
+    ## What to do
+    Look at kprobe_profile in tracefs: its last column counts misses. Give kretprobes more instances (`r64:`),
+    and make the definitions anew for the kernel that runs.
+    """
+    rows = case.without_lost(case.observations.contradictions, "time_ns", "time_ns")
+    for (probe, partner, what, field), mine in rows.group_by(
+        ["probe", "partner", "what", "field"], maintain_order=True
+    ):
+        first = mine.row(0, named=True)
+        one, other = (case.observations.fed_by.get(name, name) for name in (probe, partner))
+        yield case.finding(
+            f"{_said(one, other, what, field)} ({times(mine.height)}, first at {seconds(first['time_ns'])}).",
+            mechanism=f"{probe} against {partner}: {what} {field or ''}".strip(),
+            time_ns=first["time_ns"],
+            end_ns=mine["time_ns"].max(),
+            count=mine.height,
+            seqs=first_some(mine["seq"].head(4)),
+            advice=f"{case.rule.section('What to do')} The function is {PROBES[probe].kernel}.",
+        )
+    yield from _missing_commands(case)
+
+
+def _said(probe: str, partner: str, what: str, field: str | None) -> str:
+    match what:
+        case "no return":
+            return f"{probe} was recorded without the {partner} that must follow before the task's next one"
+        case "no entry":
+            return f"{probe} was recorded without the {partner} that must stand before it"
+        case "missing":
+            return f"A call of which {partner} was recorded has no {probe}, which each such call makes"
+        case "twice":
+            return f"{probe} was recorded twice in one call of which {partner} was recorded once"
+    return f"{probe} and {partner} of one call say different things of {field}"
+
+
+def _missing_commands(case: Case) -> Iterator[Finding]:
+    """Commands that the queue's read pointer passed and no record shows, where no buffer overran."""
+    commands = case.observations.commands
+    rows = commands.with_columns(
+        _before=pl.col("time_ns").shift(1).over("vm", "its"), _slot=pl.col("slot").shift(1).over("vm", "its")
+    ).filter("lost_before")
+    rows = case.without_lost(rows, "_before", "time_ns")
+    for (vm, its), mine in rows.group_by(["vm", "its"], maintain_order=True):
+        first = mine.row(0, named=True)
+        since = f" and 0x{first['_slot']:x}" if first["_slot"] is not None else " and the one before it"
+        yield case.finding(
+            f"ITS commands were not recorded although no buffer overran ({times(mine.height)}): first between the slots "
+            f"0x{first['slot']:x}{since} of the queue, before {seconds(first['time_ns'])}. The tables are assumed from there on.",
+            mechanism="commands missing from the chain of the queue",
+            vm=vm,
+            its=its,
+            time_ns=first["time_ns"],
+            end_ns=mine["time_ns"].max(),
+            count=mine.height,
+            seqs=first_some(mine["seq"].head(4)),
+            **({"advice": "Look for lines that were cut out of the log."} if case.host == "QEMU" else {}),
+        )
