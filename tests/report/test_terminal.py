@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 from conftest import SAMPLES, analysis_of
-from helpers.tiny_analysis import hostile, tiny
+from helpers.tiny_analysis import CAUSE, DEAD, DOUBLE, STALE, TWICE, hostile, story, tiny
 
 from itstrace import Confidence, Kind, Severity
 from itstrace.report.finding import EVIDENCE_SHOWN, IN_FULL
@@ -50,8 +50,21 @@ def _verdict(analysis: Analysis) -> str:
 )
 def test_the_report_is_what_it_was(name: str, sheet: Sheet) -> None:
     """Kept in golden/; written anew by UPDATE_GOLDEN=1, to be looked at before it is committed."""
-    text = "\n".join(_lines(sheet, tiny())) + "\n"
-    golden = GOLDEN / f"report-{name}.txt"
+    _as_before(f"report-{name}.txt", _lines(sheet, tiny()))
+
+
+@pytest.mark.parametrize(("name", "sheet"), [("80", Sheet(80, fine=True)), ("pipe", Sheet())])
+def test_a_story_is_told_as_it_was(name: str, sheet: Sheet) -> None:
+    lines = _lines(sheet, story())
+    begin = next(at for at, line in enumerate(lines) if line.startswith("Findings"))
+    end = next(at for at, line in enumerate(lines) if line.startswith("Tables"))
+
+    _as_before(f"story-{name}.txt", [*lines[: lines.index("", 1)], "", *lines[begin:end]])
+
+
+def _as_before(name: str, lines: list[str]) -> None:
+    text = "\n".join(lines) + "\n"
+    golden = GOLDEN / name
     if os.environ.get("UPDATE_GOLDEN"):
         golden.parent.mkdir(exist_ok=True)
         golden.write_text(text, encoding="utf-8")
@@ -100,7 +113,7 @@ def test_each_kind_of_error_has_its_sentence_and_milder_ones_have_none() -> None
     mixed = copy(tiny())
     error = tiny().findings[0]
     life = replace(
-        error, code="ITS301", name="lost-lpi", kind=Kind.LIFE, count=1, confidence=Confidence.CERTAIN
+        error, code="ITS301", name="lost-lpi", kind=Kind.LIFE, count=1, confidence=Confidence.CERTAIN, id=""
     )
     mild = replace(error, code="ITS105", name="unknown-command", kind=Kind.GUEST, severity=Severity.WARNING)
     mixed.findings = [error, life, life, mild]
@@ -148,7 +161,8 @@ def test_a_finding_has_all_its_parts() -> None:
     for part in (
         "ERROR  ITS401 double-pending", "KVM's doing, likely", "LPI 8192 was in a list register",
         "LPI 8192 (device 0x8, event 0), vCPUs 1 and 0, 5 times from 100.001700 to 100.002001 (300 us)",
-        "why   Because of ITS401", "seen  100.001700499 [000] populate_lr  vcpu=0", "next  Keep EnableLPIs at 1",
+        "why      Because of ITS401", "seen     100.001700499 [000] populate_lr  vcpu=0",
+        "next     Keep EnableLPIs at 1",
         "WARNING  ITS901 lost-records",
     ):  # fmt: skip
         assert part in text
@@ -181,12 +195,12 @@ def test_many_findings_of_one_rule_are_told_in_short_and_none_is_left_out() -> N
 
 def test_why_and_next_are_said_once_a_rule() -> None:
     twice = copy(tiny())
-    twice.findings = [tiny().findings[0]] * 2
+    twice.findings = [tiny().findings[0], replace(tiny().findings[0], id="ITS401-2")]
 
     text = "\n".join(_lines(Sheet(200), twice))
 
     assert text.count("Because of ITS401") == text.count("Keep EnableLPIs at 1") == 1
-    assert "why it matters and what to do next: as for the ITS401 above" in text
+    assert "why it matters and what to do next: as for ITS401 above" in text
 
 
 def test_long_evidence_is_wrapped_then_cut_and_much_of_it_is_counted() -> None:
