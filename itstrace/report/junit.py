@@ -134,7 +134,7 @@ def _lines(finding: Finding, naming: Naming, against: Compared | None) -> list[s
         "leads to": listed(list(finding.leads_to)),
         "next": finding.advice,
     }
-    lines += [f"{label}: {' '.join(text.split())}" for label, text in labelled.items() if text]
+    lines += [f"{label}: {text.replace(chr(10), ' ')}" for label, text in labelled.items() if text]
     if len(finding.subjects) > 1:
         things = [named(one) or "the ITS" for one in finding.subjects]
         rest = len(things) - _SUBJECTS_SHOWN

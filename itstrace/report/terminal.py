@@ -125,13 +125,12 @@ def _against(analysis: Analysis, against: Compared) -> str:
     known = [finding for finding in analysis.findings if against.is_known(finding)]
     codes = f" ({_codes([finding.code for finding in known])})" if known else ""
     parts = [f"{plural(len(known), 'finding')} as in the baseline{codes}"]
-    for past, words in (
-        (against.gone, "gone"),
-        (against.untold, "not looked for, as their rules could not run"),
-    ):
-        if past:
-            named = _codes([one.code for one in past])
-            parts.append(f"{len(past):,} of it {'is' if len(past) == 1 else 'are'} {words} ({named})")
+    if against.gone:
+        are = "is" if len(against.gone) == 1 else "are"
+        parts.append(f"{len(against.gone):,} of it {are} gone ({_codes([one.code for one in against.gone])})")
+    if against.untold:
+        named = _codes([one.code for one in against.untold])
+        parts.append(f"{len(against.untold):,} of it could not be looked for ({named})")
     return f"{'; '.join(parts)}."
 
 

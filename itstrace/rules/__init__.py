@@ -15,7 +15,7 @@ from itstrace.observe import OBSERVATIONS, Observations
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.causes import linked, named, one_per_cause
 from itstrace.rules.known_bugs import known_bugs
-from itstrace.rules.plugins import Plugin, checked, plugins
+from itstrace.rules.others import Plugin, checked, plugins
 from itstrace.rules.registry import HEADINGS, RULES, Rule, RuleError, Setting, rule
 from itstrace.rules.registry import settings as _settings
 

@@ -2,7 +2,7 @@
 
 One rule is one file, one code, one function; the function's docstring is the rule's page. A rule declares
 which observations it needs, and is reported as skipped, with what to record, where the capture lacks one.
-Rules of other packages are registered the same way (`plugins.py`).
+Rules of other packages are registered the same way (`others.py`).
 """
 
 from __future__ import annotations
