@@ -4,6 +4,7 @@ import typer
 
 from itstrace.cli.options import AsJson, CapturePath, Events
 from itstrace.cli.output import Output, working
+from itstrace.cli.running import tell_plugins
 from itstrace.observe import Catalogue, load_events
 from itstrace.readers import open_capture
 from itstrace.report.contents import contents, contents_document, overview
@@ -25,6 +26,7 @@ def _info(capture: CapturePath, *, json: AsJson = False, events: Events = None) 
     catalogue = Catalogue() if events is None else load_events(events)
     with working(f"reading {capture.name}"), open_capture(capture) as opened:
         held = contents(opened, catalogue)
+    tell_plugins()
     needs = {code: (rule.name, rule.needs) for code, rule in all_rules().items()}
     out = Output()
     if json:

@@ -86,6 +86,13 @@ def test_no_line_is_wider_than_the_terminal(name: str, width: int) -> None:
     assert all("\n" not in line.plain for line in lines)
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 160])
+def test_no_line_of_a_story_is_wider_than_the_terminal(width: int) -> None:
+    lines = list(report(Sheet(width, fine=True), story(), _why, _RULES, _against(story(), "ITS901")))
+
+    assert max(line.cell_len for line in lines) <= width
+
+
 def test_a_pipe_gets_ascii_and_whole_evidence() -> None:
     lines = _lines(Sheet(), tiny())
 
