@@ -30,7 +30,7 @@ def test_a_page_is_set_for_its_sheet() -> None:
     lines = [line.plain for line in page(Sheet(40), ENTRY)]
 
     assert lines == [
-        "ITS401 double-pending  error, KVM's doing",
+        "ITS401 double-pending  error, KVM's d...",
         "",
         "A thing is wrong.",
         "",
