@@ -34,7 +34,30 @@ def rule_page(rule: Rule) -> str:
     needs = (
         ", ".join(f"[{name}](../observations.md)" for name in rule.needs) or "nothing but the capture itself"
     )
-    return f"{head}*{rule.severity}* of kind *{rule.kind}*; needs {needs}.\n\n{rule.page}\n"
+    return f"{head}*{rule.severity}* of kind *{rule.kind}*; needs {needs}.\n\n{rule.page}\n{declared(rule)}"
+
+
+def declared(rule: Rule) -> str:
+    """What a rule declares besides: what its findings make one suspect, how it hangs together with others, its numbers."""
+    causes = [other for other in RULES.values() if rule.code in other.leads_to]
+    facts = {
+        "The guest sees": rule.guest_sees,
+        "Suspect": ", ".join(f"`{name}`" for name in rule.suspect),
+        "Follows from": ", ".join(map(linked, causes)),
+        "Leads to": ", ".join(linked(RULES[code]) if code in RULES else code for code in rule.leads_to),
+    }
+    text = "".join(f"- {label}: {what}\n" for label, what in facts.items() if what)
+    text = f"\n## In its findings\n{text}" if text else ""
+    if rule.settings:
+        rows = "".join(f"| `{one.name}` | {one.default:g} | {one.meaning} |\n" for one in rule.settings)
+        text += "\n## Settings\n`itstrace analyze --set NAME=VALUE` sets them.\n\n"
+        text += f"| name | default | meaning |\n|---|---|---|\n{rows}"
+    return text
+
+
+def linked(rule: Rule) -> str:
+    """A rule's code and name, with a link to its page."""
+    return f"[{rule.code} {rule.name}]({rule.code}.md)"
 
 
 def rule_index() -> str:
@@ -118,7 +141,7 @@ def sources_page() -> str:
 
 def pages() -> dict[Path, str]:
     """Every generated page and its text."""
-    made = {DOCS / "rules" / f"{rule.code}.md": rule_page(rule) for rule in RULES.values()}
+    made = {DOCS / "rules" / f"{rule.code}.md": rule_page(rule) for rule in RULES.values() if not rule.origin}
     made[DOCS / "rules" / "README.md"] = rule_index()
     made[DOCS / "frames.md"] = frames_page()
     made[DOCS / "observations.md"] = observations_page()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from itstrace.observe import Catalogue, Observations, load_events, observe
 from itstrace.readers import open_captures
 from itstrace.readers.qemulog import RECORD as QEMU_ADVICE
 from itstrace.replay import History, replay
-from itstrace.rules import check
+from itstrace.rules import Plugin, check, plugins, settings_known
 from itstrace.seed import combine_seeds, read_seed
 from itstrace.tables import LPI_ROWS, Tables
 
@@ -52,6 +52,10 @@ class Analysis:
     skipped: list[SkippedRule]
     #: what the replay began with: the caller's, or those that came with the capture
     seed: Seed | None = None
+    #: numbers of rules that the caller set, by name
+    settings: Mapping[str, float] = field(default_factory=dict)
+    #: packages that bring rules of their own, or tried to
+    plugins: tuple[Plugin, ...] = ()
 
     def at(self, time_ns: int | None = None, vm: int | None = None) -> Tables:
         """Tables and LPIs as of a time (None: the end, or just before a VM's teardown), of one VM or of all.
@@ -85,9 +89,10 @@ def analyze(
     with it. `events` is a TOML file that says which of the capture's own events is what (docs/events.md).
     `settings` are numbers of rules, by name (`itstrace.rules.all_settings()`).
     Raises: CaptureError where the file cannot be read at all, NothingToAnalyzeError where it holds nothing of
-    an ITS or an LPI; UsageError where the file of events says what cannot be, or several are no parts of one
-    capture.
+    an ITS or an LPI; UsageError where the file of events says what cannot be, no rule has a number that is set,
+    or several are no parts of one capture.
     """
+    settings = settings_known(settings or {})
     catalogue = Catalogue() if events is None else load_events(events)
     with open_captures([path] if isinstance(path, str | Path) else path) as capture:
         observations = observe(capture, catalogue)
@@ -124,7 +129,20 @@ def analyze(
         settings=settings,
     )
     return Analysis(
-        info, start_ns, end_ns, counts, gaps, damage, observations, history, lives, findings, skipped, seed
+        info,
+        start_ns,
+        end_ns,
+        counts,
+        gaps,
+        damage,
+        observations,
+        history,
+        lives,
+        findings,
+        skipped,
+        seed,
+        settings,
+        plugins(),
     )
 
 

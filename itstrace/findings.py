@@ -149,11 +149,19 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class SkippedRule:
-    """A rule that could not run: which observations it misses."""
+    """A rule that could not run: which observations it misses, or why it failed (only another package's can)."""
 
     code: str
     name: str
     missing: tuple[str, ...]
+    why: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why it could not run, in words."""
+        if self.why:
+            return f"it failed: {self.why}"
+        return f"{' and '.join(self.missing)} {'were' if len(self.missing) > 1 else 'was'} not recorded"
 
 
 def filter_findings(

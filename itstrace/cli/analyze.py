@@ -1,20 +1,25 @@
 """`itstrace analyze`: what is wrong in a capture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from itstrace.analysis import Analysis
+from itstrace.baseline import Compared, Past, compare, read_baseline
 from itstrace.cli.options import Events, Profile, Seeds
 from itstrace.cli.output import Output, json_text
+from itstrace.cli.rules import entries
 from itstrace.cli.running import analyzed
 from itstrace.errors import ExitCode, UsageError
 from itstrace.findings import Severity, filter_findings
 from itstrace.report.json import analysis_document
+from itstrace.report.junit import junit_text
+from itstrace.report.sarif import sarif_document
 from itstrace.report.terminal import report
-from itstrace.rules import RULES
+from itstrace.rules import all_rules, settings_known
 
 _STDOUT = "-"
 
@@ -29,6 +34,8 @@ def register(app: typer.Typer) -> None:
         \b
           itstrace analyze trace.dat
           itstrace analyze trace.dat --fail-on error --json result.json
+          itstrace analyze trace.dat --sarif result.sarif --junit result.xml
+          itstrace analyze trace.dat --baseline result.json --fail-on error
           itstrace analyze trace.dat --select ITS3,ITS4 --ignore ITS405
           itstrace analyze trace.dat perf.data
           ssh host cat /sys/kernel/tracing/trace | itstrace analyze -
@@ -53,11 +60,32 @@ def _analyze(  # noqa: PLR0917  one option each; the order is the help's
             help="Write the whole analysis as JSON; - is standard output, instead of the report.",
         ),
     ] = None,
+    sarif: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Write the findings as SARIF 2.1.0, for editors and code scanning."
+        ),
+    ] = None,
+    junit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write JUnit XML, a test case a rule; one fails as --fail-on says, or on errors.",
+        ),
+    ] = None,
     fail_on: Annotated[
         Severity | None,
         typer.Option(
             metavar="LEVEL",
             help="Exit with 1 if there is a finding this bad or worse: error, warning or note.",
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The JSON of an earlier analysis: what it has already is counted, not told, and does not fail.",
+            show_default=False,
         ),
     ] = None,
     select: Annotated[
@@ -69,38 +97,125 @@ def _analyze(  # noqa: PLR0917  one option each; the order is the help's
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="CODES", help="No findings of these codes.")
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Set a number that a rule goes by; itstrace rules CODE lists those of a rule.",
+        ),
+    ] = None,
     seed: Seeds = None,
     kernel: Profile = None,
     events: Events = None,
 ) -> None:
     """Replay a capture and say what is wrong in it.
 
-    The report begins with the verdict; then come the capture itself, every finding with its evidence and
-    what to do next, the tables as they were at the end, how long interrupts took, and what the capture
+    The report begins with the verdict; then come the capture itself, every cause with its evidence, what follows
+    from it and what to do next, the tables as they were at the end, how long interrupts took, and what the capture
     cannot tell.
     """
     chosen, ignored = _codes("--select", select), _codes("--ignore", ignore)
-    if json not in (None, _STDOUT) and any(_same_file(Path(json), capture) for capture in captures):
-        raise UsageError(f"--json {json} would overwrite the capture", advice="name another file")
-    analysis = analyzed(*captures, profile=kernel, seeds=seed or (), events=events)
+    outputs = {
+        option: file for option, file in (("--json", json), ("--sarif", sarif), ("--junit", junit)) if file
+    }
+    _check_outputs(outputs, captures)
+    past = None if baseline is None else _baseline(baseline)
+    analysis = analyzed(
+        *captures, profile=kernel, seeds=seed or (), events=events, settings=_numbers(settings or ())
+    )
     analysis.findings = filter_findings(analysis.findings, select=chosen, ignore=ignored)
+    against = _compared(analysis, past, baseline, chosen, ignored)
+    rules = entries()
+    asked = [
+        rule
+        for rule in rules
+        if (not chosen or rule.code.startswith(chosen)) and not (ignored and rule.code.startswith(ignored))
+    ]
+    makers: dict[str, Callable[[], str]] = {
+        "--json": lambda: json_text(analysis_document(analysis, against)),
+        "--sarif": lambda: json_text(sarif_document(analysis, rules, against=against, folder=Path.cwd())),
+        "--junit": lambda: junit_text(analysis, asked, fail_on=fail_on or Severity.ERROR, against=against),
+    }
     out = Output()
-    if json == _STDOUT:
-        out.json(analysis_document(analysis))
-    else:
-        if json is not None:
-            _save(Path(json), analysis)
-        out.lines(report(out.sheet, analysis, _why, len(RULES)))
+    for option, file in outputs.items():
+        if file != _STDOUT:
+            _save(option, Path(file), makers[option]())
+    for option in (option for option, file in outputs.items() if file == _STDOUT):
+        out.write(makers[option]())
+    if _STDOUT not in outputs.values():
+        out.lines(report(out.sheet, analysis, _why, len(rules), against))
     out.close()
-    if fail_on is not None and any(finding.severity.rank <= fail_on.rank for finding in analysis.findings):
+    fresh = (one for one in analysis.findings if against is None or not against.is_known(one))
+    if fail_on is not None and any(finding.severity.rank <= fail_on.rank for finding in fresh):
         raise typer.Exit(ExitCode.FINDINGS)
+
+
+def _check_outputs(outputs: dict[str, str], captures: Sequence[Path]) -> None:
+    """One result for each file, and none over a capture."""
+    taken: dict[str, str] = {}
+    for option, file in outputs.items():
+        place = file if file == _STDOUT else str(Path(file).absolute())
+        if place in taken:
+            what = "standard output" if file == _STDOUT else file
+            raise UsageError(f"{taken[place]} and {option} both write to {what}", advice="name another file")
+        taken[place] = option
+        if file != _STDOUT and any(_same_file(Path(file), capture) for capture in captures):
+            raise UsageError(f"{option} {file} would overwrite the capture", advice="name another file")
+
+
+def _numbers(given: Sequence[str]) -> dict[str, float]:
+    """`--set NAME=VALUE`, each: numbers of rules by name; of one name the last."""
+    numbers: dict[str, float] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not equals or not isfinite(number):
+            raise UsageError(
+                f"--set {text} sets no number", advice="--set NAME=VALUE, as --set late-factor=50"
+            )
+        numbers[name.strip()] = number
+    return dict(settings_known(numbers))
+
+
+def _baseline(path: Path) -> tuple[Past, ...]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(
+            f"--baseline {path}: cannot be read: {(error.strerror or str(error)).lower()}"
+        ) from error
+    except UnicodeDecodeError:
+        text = ""
+    return read_baseline(text, str(path))
+
+
+def _compared(
+    analysis: Analysis,
+    past: Sequence[Past] | None,
+    path: Path | None,
+    chosen: tuple[str, ...],
+    ignored: tuple[str, ...],
+) -> Compared | None:
+    """The findings against those of a baseline that were asked for too."""
+    if past is None:
+        return None
+    asked = [
+        one
+        for one in past
+        if (not chosen or one.code.startswith(chosen)) and not (ignored and one.code.startswith(ignored))
+    ]
+    return compare(analysis.findings, asked, str(path), skipped={rule.code for rule in analysis.skipped})
 
 
 def _codes(option: str, given: Sequence[str] | None) -> tuple[str, ...]:
     """Codes and beginnings of codes, by commas or by repeating the option."""
     codes = [code.strip().upper() for text in given or () for code in text.split(",") if code.strip()]
     for code in codes:
-        if not any(known.startswith(code) for known in RULES):
+        if not any(known.startswith(code) for known in all_rules()):
             raise UsageError(
                 f"{option} {code}: no rule has a code that begins so", advice="itstrace rules, for all codes"
             )
@@ -114,14 +229,14 @@ def _same_file(one: Path, other: Path) -> bool:
 
 
 def _why(code: str) -> str:
-    rule = RULES.get(code)
+    rule = all_rules().get(code)
     return "" if rule is None else rule.section("Why it matters")
 
 
-def _save(path: Path, analysis: Analysis) -> None:
+def _save(option: str, path: Path, text: str) -> None:
     try:
-        path.write_text(json_text(analysis_document(analysis)), encoding="ascii")
+        path.write_text(text, encoding="ascii")
     except OSError as error:
         raise UsageError(
-            f"--json {path}: cannot be written: {(error.strerror or str(error)).lower()}"
+            f"{option} {path}: cannot be written: {(error.strerror or str(error)).lower()}"
         ) from error

@@ -4,10 +4,11 @@ import typer
 
 from itstrace.cli.options import AsJson, CapturePath, Events
 from itstrace.cli.output import Output, working
+from itstrace.cli.running import tell_plugins
 from itstrace.observe import Catalogue, load_events
 from itstrace.readers import open_capture
 from itstrace.report.contents import contents, contents_document, overview
-from itstrace.rules import RULES
+from itstrace.rules import all_rules
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +26,8 @@ def _info(capture: CapturePath, *, json: AsJson = False, events: Events = None) 
     catalogue = Catalogue() if events is None else load_events(events)
     with working(f"reading {capture.name}"), open_capture(capture) as opened:
         held = contents(opened, catalogue)
-    needs = {code: (rule.name, rule.needs) for code, rule in RULES.items()}
+    tell_plugins()
+    needs = {code: (rule.name, rule.needs) for code, rule in all_rules().items()}
     out = Output()
     if json:
         out.json(contents_document(held, needs))

@@ -13,10 +13,11 @@ from itstrace.errors import UsageError
 from itstrace.instants import parse_instant
 from itstrace.model.profiles import PROFILES
 from itstrace.readers import open_captures
+from itstrace.rules import plugins
 from itstrace.seed import combine_seeds, load_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 #: What a file of events asks for in vain: so much of it is told.
@@ -25,11 +26,16 @@ _MARKER = "ftrace:print"
 
 
 def analyzed(
-    *paths: Path, profile: str | None = None, seeds: Sequence[str] = (), events: Path | None = None
+    *paths: Path,
+    profile: str | None = None,
+    seeds: Sequence[str] = (),
+    events: Path | None = None,
+    settings: Mapping[str, float] | None = None,
 ) -> Analysis:
     """Analyze one capture, or the parts of one, and show on a terminal that it is being done.
 
-    Raises: UsageError for a profile, a seed or a file of events that is none; CaptureError for a capture that cannot be read.
+    Raises: UsageError for a profile, a seed, a setting or a file of events that is none; CaptureError for a capture
+    that cannot be read.
     """
     if profile is not None and profile not in PROFILES:
         raise UsageError(
@@ -37,13 +43,24 @@ def analyzed(
         )
     with working(f"analyzing {', '.join(path.name for path in paths)}"):
         seed = combine_seeds([load_seed(spec, lambda text: _instant(paths, text)) for spec in seeds])
-        analysis = analyze(paths, profile=profile, seed=seed, events=events)
+        analysis = analyze(paths, profile=profile, seed=seed, events=events, settings=settings)
+    tell_plugins()
+    for rule in analysis.skipped:
+        if rule.why:
+            note(f"rule {rule.code} {rule.name} failed and is left out: {rule.why}")
     remarks = analysis.observations.remarks
     for remark in remarks[:_REMARKS]:
         note(f"{events}: {remark}")
     if len(remarks) > _REMARKS:
         note(f"{events}: and {len(remarks) - _REMARKS} more of the kind; itstrace info --json has all")
     return analysis
+
+
+def tell_plugins() -> None:
+    """Say which packages wanted to bring rules and could not."""
+    for plugin in plugins():
+        if plugin.problem:
+            note(f"rules of {plugin.package} ({plugin.name}) are left out: {plugin.problem}")
 
 
 def instant(analysis: Analysis, text: str) -> int:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 from rich.text import Text
 
 from itstrace.report.finding import KINDS, STYLES
-from itstrace.report.layout import Cell, Column, Sheet, clean, table
+from itstrace.report.layout import Cell, Column, Sheet, clean, facts, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from itstrace.findings import Kind, Severity
+    from itstrace.rules import Setting
 
 #: What the codes of one hundred are about.
 _FAMILIES: Final = {
@@ -31,7 +32,7 @@ _FAMILIES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is shown of one rule. `page` is Markdown."""
+    """What is shown of one rule. `page` is Markdown; `origin` the module that brings it, if it is none of ours."""
 
     code: str
     name: str
@@ -40,29 +41,57 @@ class Entry:
     needs: tuple[str, ...]
     summary: str
     page: str
+    suspect: tuple[str, ...] = ()
+    guest_sees: str = ""
+    leads_to: tuple[str, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    origin: str = ""
 
 
 def catalogue(sheet: Sheet, entries: Sequence[Entry]) -> Iterator[Text]:
     """One line a rule, in groups of what they are about."""
     columns = [Column("code", style="bold"), Column("name"), Column("usually"), Column("finds", flow=True)]
-    for at, (family, group) in enumerate(groupby(entries, key=lambda entry: entry.code[:4])):
+    for at, (family, members) in enumerate(groupby(entries, key=lambda entry: entry.code[:4])):
+        group = list(members)
         if at:
             yield Text()
-        yield sheet.rule(f"{family}xx", _FAMILIES.get(family, ""))
+        origins = dict.fromkeys(entry.origin for entry in group if entry.origin)
+        yield sheet.rule(f"{family}xx", _FAMILIES.get(family) or f"from {', '.join(origins)}")
         rows: list[list[Cell]] = [
             [e.code, e.name, Text(str(e.severity), STYLES[e.severity]), e.summary] for e in group
         ]
         yield from table(sheet, columns, rows)
 
 
-def page(sheet: Sheet, entry: Entry) -> Iterator[Text]:
-    """A rule's page: its head, then its Markdown set for the sheet."""
+def page(sheet: Sheet, entry: Entry, others: Sequence[Entry] = ()) -> Iterator[Text]:
+    """A rule's page: its head, its Markdown set for the sheet, then what it declares. `others`: all rules."""
     yield sheet.rule(f"{entry.code} {entry.name}", f"{entry.severity}, {KINDS[entry.kind]}")
     yield Text()
     yield from _markdown(sheet, entry.page)
-    if entry.needs:
+    declared = [(label, text) for label, text in declares(entry, others) if text]
+    if declared:
         yield Text()
-        yield from sheet.wrap(Text(f"Needs {', '.join(entry.needs)}.", "dim"))
+        yield from facts(sheet, declared, indent="")
+    if entry.settings:
+        yield Text()
+        yield Text("Settings", "bold")
+        columns = [Column("name", style="bold"), Column("default", right=True), Column("meaning", flow=True)]
+        yield from table(sheet, columns, [[s.name, f"{s.default:g}", s.meaning] for s in entry.settings])
+        yield from sheet.wrap(f"itstrace analyze --set {entry.settings[0].name}=VALUE", first="  ")
+
+
+def declares(entry: Entry, others: Sequence[Entry]) -> list[tuple[str, str]]:
+    """What a rule declares about its findings, label and words; empty words for nothing."""
+    names = {other.code: f"{other.code} {other.name}" for other in others}
+    causes = [names[other.code] for other in others if entry.code in other.leads_to]
+    return [
+        ("needs", ", ".join(entry.needs)),
+        ("guest sees", entry.guest_sees),
+        ("suspect", ", ".join(entry.suspect)),
+        ("follows from", ", ".join(causes)),
+        ("leads to", ", ".join(names.get(code, code) for code in entry.leads_to)),
+        ("from", entry.origin),
+    ]
 
 
 def _markdown(sheet: Sheet, text: str) -> Iterator[Text]:

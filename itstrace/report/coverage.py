@@ -10,12 +10,13 @@ from itstrace.observe.catalogue import OBSERVATIONS
 from itstrace.observe.matching import How
 from itstrace.report.figures import Seen, feeding_probes, sources, to_record
 from itstrace.report.layout import Cell, Sheet, facts, join
-from itstrace.report.text import listed, plural
+from itstrace.report.text import listed, plain, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from itstrace.findings import SkippedRule
+    from itstrace.rules import Plugin
 
 
 def coverage(
@@ -27,11 +28,12 @@ def coverage(
     *,
     unit: str = "row",
     host: str = "KVM",
+    plugins: Sequence[Plugin] = (),
 ) -> Iterator[Text]:
     """Each observation and what feeds it, then what is missing.
 
     `fed_by`: the capture's event for each probe; `found_by`: by what it was found; `host`: whose they are, KVM's or
-    QEMU's.
+    QEMU's; `plugins`: packages that bring rules.
     """
     what = {entry.name: entry.what for entry in OBSERVATIONS}
     rows: list[tuple[str, Cell]] = []
@@ -49,6 +51,20 @@ def coverage(
     if besides:
         rows.append(("(besides)", Text(f"details from {sources(besides, fed_by, found_by)}", "dim")))
     yield from facts(sheet, rows)
+    lacking = [rule for rule in skipped if rule.missing]
+    yield from _lacking(sheet, lacking, fed_by, host)
+    broken = [(rule.code, rule.why) for rule in skipped if not rule.missing]
+    broken += [(f"{plugin.package} ({plugin.name})", plugin.problem) for plugin in plugins if plugin.problem]
+    if broken:
+        yield Text()
+        yield Text("  Rules of other packages that failed, and are left out:", "yellow")
+    for name, why in broken:
+        yield from sheet.wrap(join(Text(plain(name), "bold"), f": {why}"), first="  - ", rest="    ")
+
+
+def _lacking(
+    sheet: Sheet, skipped: Sequence[SkippedRule], fed_by: Mapping[str, str], host: str
+) -> Iterator[Text]:
     if not skipped:
         return
     yield Text()

@@ -19,8 +19,11 @@ from itstrace.report.figures import Latency, latency, observed, slowest, traffic
 from itstrace.report.text import hexa
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from itstrace.analysis import Analysis
-    from itstrace.findings import Finding
+    from itstrace.baseline import Compared, Past
+    from itstrace.findings import Finding, Subject
     from itstrace.tables import Tables
 
 ANALYSIS_SCHEMA: Final = "itstrace.analysis/1"
@@ -33,8 +36,8 @@ def pointer(value: int | None) -> str | None:
     return None if value is None else hexa(value)
 
 
-def analysis_document(analysis: Analysis) -> Document:
-    """Everything of an analysis that others may rely on."""
+def analysis_document(analysis: Analysis, against: Compared | None = None) -> Document:
+    """Everything of an analysis that others may rely on; `against`: how its findings compare with a baseline."""
     info = analysis.info
     return {
         "schema": ANALYSIS_SCHEMA,
@@ -63,19 +66,40 @@ def analysis_document(analysis: Analysis) -> Document:
                 for name, seen in observed(analysis.observations).items()
             },
             "skipped_rules": [
-                {"code": rule.code, "name": rule.name, "missing": list(rule.missing)}
+                {
+                    "code": rule.code,
+                    "name": rule.name,
+                    "missing": list(rule.missing),
+                    "why": rule.reason,
+                }
                 for rule in analysis.skipped
+            ],
+            "plugins": [
+                {
+                    "name": plugin.name,
+                    "package": plugin.package,
+                    "codes": list(plugin.codes),
+                    "problem": plugin.problem,
+                }
+                for plugin in analysis.plugins
             ],
         },
         "vms": [_vm(analysis, row) for row in analysis.observations.vms.iter_rows(named=True)],
-        "findings": [finding_document(finding) for finding in analysis.findings],
+        "settings": dict(analysis.settings),
+        "findings": [finding_document(finding, against) for finding in analysis.findings],
         "summary": _summary(analysis),
+        **({} if against is None else {"baseline": _baseline(analysis, against)}),
     }
 
 
-def finding_document(finding: Finding) -> Document:
+def finding_document(finding: Finding, against: Compared | None = None) -> Document:
     """One finding."""
+    compared: Document = {}
+    if against is not None:
+        added = against.added.get(finding.id, ())
+        compared = {"baseline": against.state(finding), "new_subjects": subject_documents(added)}
     return {
+        "id": finding.id,
         "code": finding.code,
         "name": finding.name,
         "kind": str(finding.kind),
@@ -96,6 +120,43 @@ def finding_document(finding: Finding) -> Document:
             {"time_ns": item.time_ns, "cpu": item.cpu, "event": item.event, "text": item.text}
             for item in finding.evidence
         ],
+        "mechanism": finding.mechanism,
+        "subjects": subject_documents(finding.subjects),
+        "worst": finding.worst,
+        "guest_saw": finding.guest_saw,
+        "suspect": list(finding.suspect),
+        "known_bugs": [asdict(bug) for bug in finding.known_bugs],
+        "doubt": finding.doubt,
+        "capture_next": finding.capture_next,
+        "caused_by": list(finding.caused_by),
+        "leads_to": list(finding.leads_to),
+        **compared,
+    }
+
+
+def subject_documents(subjects: Iterable[Subject]) -> list[Document]:
+    """The things that a finding is about."""
+    return [{**asdict(one), "vcpus": list(one.vcpus)} for one in subjects]
+
+
+def _baseline(analysis: Analysis, against: Compared) -> Document:
+    known = sum(map(against.is_known, analysis.findings))
+    return {
+        "path": against.source,
+        "known": known,
+        "new": len(analysis.findings) - known,
+        "gone": [_past(past) for past in against.gone],
+        "untold": [_past(past) for past in against.untold],
+    }
+
+
+def _past(past: Past) -> Document:
+    return {
+        "id": past.id,
+        "code": past.code,
+        "name": past.name,
+        "severity": str(past.severity),
+        "message": past.message,
     }
 
 

@@ -61,8 +61,10 @@ class Sheet:
     def rule(self, title: str, note: Cell = "") -> Text:
         """A heading that spans the sheet."""
         line = join(Text(title, "bold"), "  " if cell_len(str(note)) else "", clean(note))
-        if self.width is None or not self.fine:
+        if self.width is None:
             return line
+        if not self.fine or line.cell_len > self.prose:
+            return cut(line, self.prose, self.dots)
         rest = self.prose - line.cell_len - 1
         return line.append(" " + "\u2500" * rest, "dim") if rest > 2 else line
 

@@ -99,6 +99,7 @@ def known_lpis(analysis: Analysis) -> pl.DataFrame:
 def story(analysis: Analysis, vm: int, intid: int) -> Story:
     """Everything that the capture tells of one LPI."""
     steps = sorted(_steps(analysis, vm, intid), key=lambda step: step.seq)
+    steps = sorted([*steps, *_findings(analysis, vm, intid, steps)], key=lambda step: step.seq)
     # What its vCPUs went through before there was anything to know of the LPI is not its story.
     begin = next((at for at, step in enumerate(steps) if step.kind != "vcpu"), len(steps))
     steps = steps[begin:]
@@ -149,16 +150,26 @@ def _steps(analysis: Analysis, vm: int, intid: int) -> Iterator[Step]:
         "retarget",
         lambda row: f"KVM gives it to vCPU {known(row['vcpu'])}",
     )
+
+
+def _findings(analysis: Analysis, vm: int, intid: int, steps: list[Step]) -> Iterator[Step]:
+    """Findings about the LPI, alone or among others, each where it was first hit; `steps`: all others, in order."""
     for finding in analysis.findings:
-        if finding.intid == intid and finding.vm in (vm, None) and finding.time_ns is not None:
-            yield Step(
-                _place(finding),
-                finding.time_ns,
-                None,
-                "finding",
-                f"{finding.code} {finding.name}: {finding.message}",
-                str(finding.severity),
-            )
+        mine = [one for one in finding.subjects or (finding,) if one.intid == intid]
+        if not mine or finding.vm not in (vm, None) or mine[0].time_ns is None:
+            continue
+        first = mine[0].time_ns
+        place = _place(finding) if finding.intid == intid else _step_at(steps, first)
+        because = f" (because of {listed(list(finding.caused_by))})" if finding.caused_by else ""
+        text = f"{finding.id or finding.code} {finding.name}: {finding.message}{because}"
+        yield Step(place, first, None, "finding", text, str(finding.severity))
+
+
+def _step_at(steps: list[Step], time_ns: int) -> int:
+    """The last step that is not after a time."""
+    return max(
+        (step.seq for step in steps if step.time_ns is not None and step.time_ns <= time_ns), default=0
+    )
 
 
 def _together(steps: list[Step]) -> Iterator[Step]:

@@ -11,9 +11,10 @@ from rich.text import Text
 from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.report import figures
 from itstrace.report.coverage import coverage
-from itstrace.report.finding import STYLES, Naming, findings, host
+from itstrace.report.finding import STYLES, Naming, Teller, host
 from itstrace.report.layout import Cell, Column, Sheet, facts, table
 from itstrace.report.state import State, its_name, right
+from itstrace.report.tales import Tale, tales
 from itstrace.report.text import hexa, listed, number, plain, plural, size
 from itstrace.units import duration, seconds
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from itstrace.analysis import Analysis
+    from itstrace.baseline import Compared
     from itstrace.errors import Damage
     from itstrace.readers.base import CaptureInfo
 
@@ -40,19 +42,30 @@ _WRONG: Final = {
 }
 
 
-def report(sheet: Sheet, analysis: Analysis, why: Callable[[str], str], rules: int) -> Iterator[Text]:
-    """The whole report. `why` tells why a rule of some code matters; `rules` is how many rules there are."""
+def report(
+    sheet: Sheet,
+    analysis: Analysis,
+    why: Callable[[str], str],
+    rules: int,
+    against: Compared | None = None,
+) -> Iterator[Text]:
+    """The whole report.
+
+    `why` tells why a rule of some code matters; `rules` is how many rules there are. `against`: how the findings
+    compare with a baseline; those that it has are counted, and not told.
+    """
     naming = Naming(analysis)
+    told = [one for one in analysis.findings if against is None or not against.is_known(one)]
     yield Text()
-    yield from verdict(sheet, analysis, naming, rules)
+    yield from verdict(sheet, analysis, naming, rules, against)
     yield Text()
     yield sheet.rule("Capture")
     yield from captured(sheet, analysis)
     yield Text()
-    if analysis.findings:
-        yield sheet.rule("Findings", tally(analysis.findings))
+    if told:
+        yield sheet.rule("Findings" if against is None else "New findings", tally(told))
         yield Text()
-        yield from findings(sheet, analysis.findings, naming, why)
+        yield from Teller(sheet, naming, why, against).findings(told)
     yield sheet.rule("Tables", _as_of(analysis))
     tables, itss, counted = analysis.at(), analysis.observations.itss, figures.traffic(analysis)
     yield from State(sheet, tables, itss, counted, ROWS_SHOWN, "`itstrace tables` has all").lines()
@@ -61,36 +74,69 @@ def report(sheet: Sheet, analysis: Analysis, why: Callable[[str], str], rules: i
     seen = figures.observed(analysis.observations)
     observations = analysis.observations
     yield from coverage(
-        sheet, seen, analysis.skipped, observations.fed_by, observations.found_by, host=host(analysis.info)
+        sheet,
+        seen,
+        analysis.skipped,
+        observations.fed_by,
+        observations.found_by,
+        host=host(analysis.info),
+        plugins=analysis.plugins,
     )
 
 
 def tally(found: Sequence[Finding]) -> str:
-    """`3 errors, 1 warning and 2 notes`."""
+    """`3 errors, 1 warning and 2 notes`; where some follow from others, `of 2 causes`."""
     counts = Counter(finding.severity for finding in found)
-    return listed([plural(counts[severity], str(severity)) for severity in Severity if counts[severity]])
+    counted = listed([plural(counts[severity], str(severity)) for severity in Severity if counts[severity]])
+    causes = tales(found)
+    return counted if len(causes) == len(found) else f"{counted}, of {plural(len(causes), 'cause')}"
 
 
 # --- the verdict
 
 
-def verdict(sheet: Sheet, analysis: Analysis, naming: Naming, rules: int) -> Iterator[Text]:
-    """What is wrong, a sentence for each kind, or that nothing is; and how sure that is."""
-    real = [finding for finding in analysis.findings if finding.kind is not Kind.EVIDENCE]
-    worst = min(
-        (finding.severity for finding in real), key=lambda severity: severity.rank, default=Severity.NOTE
-    )
-    wrong = [] if worst is Severity.NOTE else [finding for finding in real if finding.severity is worst]
+def verdict(
+    sheet: Sheet, analysis: Analysis, naming: Naming, rules: int, against: Compared | None = None
+) -> Iterator[Text]:
+    """What is wrong, a sentence for each kind of cause, or that nothing is; and how sure that is."""
+    fresh = [one for one in analysis.findings if against is None or not against.is_known(one)]
+    real = tales([finding for finding in fresh if finding.kind is not Kind.EVIDENCE])
+    worst = min((tale.severity for tale in real), key=lambda severity: severity.rank, default=Severity.NOTE)
+    wrong = [] if worst is Severity.NOTE else [tale for tale in real if tale.severity is worst]
     for kind, words in _WRONG.items():
-        mine = [finding for finding in wrong if finding.kind is kind]
+        mine = [tale for tale in wrong if tale.cause.kind is kind]
         if mine:
             yield from sheet.wrap(
                 Text(plain(f"{_claim(words, analysis, naming)}: {_headline(mine, naming)}."), STYLES[worst])
             )
     if not wrong:
-        yield Text("Nothing wrong was found.", "bold" if analysis.skipped else "bold green")
-        yield from sheet.wrap(_went_through(analysis))
-    yield from sheet.wrap(_sureness(analysis, wrong, rules))
+        style = "bold" if analysis.skipped else "bold green"
+        as_before = against is not None and len(fresh) < len(analysis.findings)
+        yield Text("Nothing new is wrong." if as_before else "Nothing wrong was found.", style)
+        if not as_before:
+            yield from sheet.wrap(_went_through(analysis))
+    if against is not None:
+        yield from sheet.wrap(_against(analysis, against))
+    yield from sheet.wrap(_sureness(analysis, [tale.cause for tale in wrong], rules))
+
+
+def _against(analysis: Analysis, against: Compared) -> str:
+    """How the findings compare with a baseline: `7 findings as in the baseline (ITS401); 1 of it is gone (ITS102).`."""
+    known = [finding for finding in analysis.findings if against.is_known(finding)]
+    codes = f" ({_codes([finding.code for finding in known])})" if known else ""
+    parts = [f"{plural(len(known), 'finding')} as in the baseline{codes}"]
+    if against.gone:
+        are = "is" if len(against.gone) == 1 else "are"
+        parts.append(f"{len(against.gone):,} of it {are} gone ({_codes([one.code for one in against.gone])})")
+    if against.untold:
+        named = _codes([one.code for one in against.untold])
+        parts.append(f"{len(against.untold):,} of it could not be looked for ({named})")
+    return f"{'; '.join(parts)}."
+
+
+def _codes(codes: Sequence[str]) -> str:
+    """Each code once, with how often, the first few."""
+    return _some([f"{code} {count} times" if count > 1 else code for code, count in Counter(codes).items()])
 
 
 def _claim(words: str, analysis: Analysis, naming: Naming) -> str:
@@ -98,24 +144,27 @@ def _claim(words: str, analysis: Analysis, naming: Naming) -> str:
     return claim if analysis.info.tells_losses else f"If no records were lost, {claim[0].lower()}{claim[1:]}"
 
 
-def _headline(mine: Sequence[Finding], naming: Naming) -> str:
-    """The worst finding of a kind, and how many more there are, by name."""
-    first = mine[0]
+def _headline(mine: Sequence[Tale], naming: Naming) -> str:
+    """The first cause of a kind and what follows from it, and how many more causes there are, by name."""
+    first, effects = mine[0].cause, mine[0].effects
     subject = naming.brief(first)
     parts = [f"{first.name} ({first.code}){f' on {subject}' if subject else ''}"]
     if first.time_ns is not None:
         parts += [f"{'first ' if first.count > 1 else ''}at {seconds(first.time_ns)}"]
     parts += [f"{first.count:,} times"] if first.count > 1 else []
-    others = Counter(finding.code for finding in mine[1:])
+    said = ", ".join(parts)
+    if effects:
+        follow = list(dict.fromkeys(f"{effect.name} ({effect.code})" for effect in effects))
+        said += f"; from it {'follow' if len(follow) > 1 else 'follows'} {_some(follow)}"
+    others = [tale.cause.code for tale in mine[1:]]
     if not others:
-        return ", ".join(parts)
-    codes = list(others)
-    named = (
-        listed(codes[:_CODES_NAMED])
-        if len(codes) <= _CODES_NAMED
-        else f"{', '.join(codes[:_CODES_NAMED])} and others"
-    )
-    return f"{', '.join(parts)}; and {plural(others.total(), 'more finding')} ({named})"
+        return said
+    what = "more cause" if any(tale.effects for tale in mine) else "more finding"
+    return f"{said}; and {plural(len(others), what)} ({_some(list(dict.fromkeys(others)))})"
+
+
+def _some(words: list[str]) -> str:
+    return listed(words) if len(words) <= _CODES_NAMED else f"{', '.join(words[:_CODES_NAMED])} and others"
 
 
 def _went_through(analysis: Analysis) -> str:

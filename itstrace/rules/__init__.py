@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from itstrace.findings import Confidence, Evidence, Finding, Kind, Severity, SkippedRule
+from itstrace.errors import UsageError
+from itstrace.findings import Confidence, Evidence, Finding, Kind, KnownBug, Severity, SkippedRule, Subject
 from itstrace.observe import OBSERVATIONS, Observations
-from itstrace.rules.case import Case
+from itstrace.rules.case import Case, first_some
 from itstrace.rules.causes import linked, named, one_per_cause
 from itstrace.rules.known_bugs import known_bugs
-from itstrace.rules.registry import HEADINGS, RULES, Rule, Setting
-from itstrace.rules.registry import settings as all_settings
+from itstrace.rules.others import Plugin, checked, plugins
+from itstrace.rules.registry import HEADINGS, RULES, Rule, RuleError, Setting, rule
+from itstrace.rules.registry import settings as _settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,12 +26,57 @@ if TYPE_CHECKING:
     from itstrace.lives import Lives
     from itstrace.replay import History
 
-__all__ = ["HEADINGS", "RULES", "Rule", "Setting", "all_settings", "check"]
+#: What a rule of one's own needs is `rule` to `first_some` (docs/own-rules.md); the rest is for who runs them.
+__all__ = [
+    "HEADINGS",
+    "RULES",
+    "Case",
+    "Confidence",
+    "Evidence",
+    "Finding",
+    "Kind",
+    "KnownBug",
+    "Plugin",
+    "Rule",
+    "RuleError",
+    "Setting",
+    "Severity",
+    "Subject",
+    "all_rules",
+    "all_settings",
+    "check",
+    "first_some",
+    "plugins",
+    "rule",
+    "settings_known",
+]
 
 for _module in sorted(
     module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith("its")
 ):
     importlib.import_module(f"{__name__}.{_module}")
+
+
+def all_rules() -> Mapping[str, Rule]:
+    """Every rule by its code: ours, then those that other installed packages bring."""
+    plugins()
+    return RULES
+
+
+def all_settings() -> dict[str, tuple[Setting, Rule]]:
+    """Every number that a user may set, with the rule whose it is, by name."""
+    plugins()
+    return _settings()
+
+
+def settings_known(given: Mapping[str, float]) -> Mapping[str, float]:
+    """The same numbers. Raises: UsageError for one that no rule has."""
+    names = all_settings()
+    for name in given:
+        if name not in names:
+            valid = ", ".join(sorted(names)) or "there are none"
+            raise UsageError(f"no rule has a setting {name}", advice=f"one of {valid}")
+    return given
 
 
 def check(
@@ -50,37 +97,43 @@ def check(
     Where the capture does not tell what it lost (`losses_told`), nothing about the guest or its host is certain.
     Shape: findings, the worst first, with their evidence spelled out; and the rules that could not run.
     """
+    rules = all_rules()
     seen = {observation.name for observation in OBSERVATIONS if observations.covers(observation)}
-    missing = {code: tuple(need for need in rule.needs if need not in seen) for code, rule in RULES.items()}
-    skipped = {code: lacks for code, lacks in missing.items() if lacks}
+    missing = {code: tuple(need for need in rule.needs if need not in seen) for code, rule in rules.items()}
+    lacking = {code: lacks for code, lacks in missing.items() if lacks}
+    skipped = [SkippedRule(code, rules[code].name, lacks) for code, lacks in lacking.items()]
     found: list[Finding] = []
-    for code, rule in RULES.items():
-        if code not in skipped:
-            found += rule.check(
-                Case(
-                    observations,
-                    history,
-                    lives,
-                    gaps,
-                    damage,
-                    start_ns,
-                    end_ns,
-                    rule,
-                    skipped,
-                    losses_told,
-                    kernel,
-                    settings or {},
-                )
-            )
+    for code, each in rules.items():
+        if code in lacking:
+            continue
+        case = Case(
+            observations,
+            history,
+            lives,
+            gaps,
+            damage,
+            start_ns,
+            end_ns,
+            each,
+            lacking,
+            losses_told,
+            kernel,
+            settings or {},
+        )
+        if not each.origin:
+            found += each.check(case)
+            continue
+        theirs, problem = checked(each, case)
+        found += theirs
+        if problem:
+            skipped.append(SkippedRule(code, each.name, (), why=problem))
     found = one_per_cause(found)
     if not losses_told:
         found = [_at_best_likely(finding) for finding in found]
     found.sort(key=lambda f: (f.severity.rank, f.kind.rank, f.confidence.rank, f.code, f.time_ns or 0))
-    found = linked(named(found), RULES)
+    found = linked(named(found), rules)
     found = [replace(one, known_bugs=known_bugs(one, kernel)) for one in found]
-    return _with_evidence(found, observations, history), [
-        SkippedRule(code, RULES[code].name, lacks) for code, lacks in skipped.items()
-    ]
+    return _with_evidence(found, observations, history), skipped
 
 
 def _at_best_likely(finding: Finding) -> Finding:

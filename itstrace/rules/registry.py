@@ -2,6 +2,7 @@
 
 One rule is one file, one code, one function; the function's docstring is the rule's page. A rule declares
 which observations it needs, and is reported as skipped, with what to record, where the capture lacks one.
+Rules of other packages are registered the same way (`others.py`).
 """
 
 from __future__ import annotations
@@ -10,17 +11,26 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from itstrace.findings import Finding, Kind, Severity
+from itstrace.observe import OBSERVATIONS
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case
 
 Check = Callable[["Case"], Iterator[Finding]]
 
+#: Our own rules: where they stand, and how their codes begin.
+_OWN_MODULES: Final = "itstrace.rules."
+_OWN_CODES: Final = "ITS"
+
 #: Headings of a page, in their order.
 HEADINGS = ("What it finds", "Why it matters", "Where it comes from", "When it is wrong", "What to do")
+
+
+class RuleError(ValueError):
+    """A rule that cannot be registered: its code is taken or malformed, or what it declares does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,11 @@ class Rule:
     guest_sees: str = ""
     leads_to: tuple[str, ...] = ()
     settings: tuple[Setting, ...] = ()
+
+    @property
+    def origin(self) -> str:
+        """The module that brings the rule, where it is none of ours; else empty."""
+        return "" if self.check.__module__.startswith(_OWN_MODULES) else self.check.__module__
 
     @property
     def page(self) -> str:
@@ -85,19 +100,61 @@ def rule(
     leads_to: tuple[str, ...] = (),
     settings: tuple[Setting, ...] = (),
 ) -> Callable[[Check], Check]:
-    """Register a check; its name in dashes is the rule's name."""
+    """Register a check; its name in dashes is the rule's name.
+
+    Raises: RuleError where it cannot be: codes are three capital letters and three digits, ITS is for our own.
+    """
 
     def register(check: Check) -> Check:
         name = check.__name__.replace("_", "-")
-        assert re.fullmatch(r"[A-Z]{3}\d{3}", code), code
-        assert code not in RULES, f"{code} is taken by {RULES[code].name}"
-        assert not {one.name for one in settings} & {
-            one.name for other in RULES.values() for one in other.settings
-        }
-        RULES[code] = Rule(code, name, kind, severity, needs, check, suspect, guest_sees, leads_to, settings)
+        made = Rule(
+            code,
+            name,
+            Kind(kind),
+            Severity(severity),
+            tuple(needs),
+            check,
+            tuple(suspect),
+            guest_sees,
+            tuple(leads_to),
+            tuple(settings),
+        )
+        problem = _problem(made)
+        if problem:
+            raise RuleError(problem)
+        RULES[code] = made
         return check
 
     return register
+
+
+def _problem(made: Rule) -> str:
+    """Why a rule cannot be registered; empty where it can."""
+    code = made.code
+    if not re.fullmatch(r"[A-Z]{3}[0-9]{3}", code):
+        return f"{code!r} is no code: three capital letters and three digits"
+    if made.origin and code.startswith(_OWN_CODES):
+        return f"{code}: codes that begin with {_OWN_CODES} are for the rules of itstrace itself"
+    for other in RULES.values():
+        if code == other.code:
+            return f"{code} is taken by {other.name}{_of(other)}"
+        if made.name == other.name:
+            return f"{code}: the name {made.name} is taken by {other.code}{_of(other)}"
+    observations = {observation.name for observation in OBSERVATIONS}
+    unknown = [need for need in made.needs if need not in observations]
+    if unknown:
+        return f"{code} needs {', '.join(unknown)}: no such observation; there are {', '.join(sorted(observations))}"
+    taken = {one.name: rule.code for rule in RULES.values() for one in rule.settings}
+    for one in made.settings:
+        if one.name in taken:
+            return f"{code}: the setting {one.name} is taken by {taken[one.name]}"
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", one.name):
+            return f"{code}: {one.name!r} is no name of a setting: small letters, digits and dashes"
+    return ""
+
+
+def _of(rule: Rule) -> str:
+    return f" of {rule.origin}" if rule.origin else ""
 
 
 def settings() -> dict[str, tuple[Setting, Rule]]:

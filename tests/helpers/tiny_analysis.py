@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from helpers import tiny_capture
 from itstrace import Analysis, Confidence, Evidence, Finding, Kind, Severity, analyze
-from itstrace.findings import SkippedRule
+from itstrace.findings import KnownBug, SkippedRule, Subject
 
 DOUBLE = Finding(
     code="ITS401",
@@ -40,11 +40,52 @@ DOUBLE = Finding(
             2,
         ),
     ),
+    id="ITS401",
 )
 LOST = replace(
-    DOUBLE, code="ITS901", name="lost-records", kind=Kind.EVIDENCE, severity=Severity.WARNING,
+    DOUBLE, id="ITS901", code="ITS901", name="lost-records", kind=Kind.EVIDENCE, severity=Severity.WARNING,
     confidence=Confidence.CERTAIN, message="Records were lost.", advice="Record with larger buffers.", vm=None,
     its=None, device_id=None, event_id=None, intid=None, vcpus=(), end_ns=None, count=1, seqs=(), evidence=(),
+)  # fmt: skip
+
+
+#: A cause that has all that a finding can have, two that follow from it, and one that follows from one of these.
+CAUSE = replace(
+    DOUBLE,
+    code="ITS202",
+    name="missing-invalidation",
+    message="DISCARD of device 0x8, event 0 at 100.001500 left the translation cache as it was. Likewise 0x9/1; "
+    "3 times in all.",
+    advice="Look at what vgic_its_cmd_handle_discard does after it freed the entry.",
+    vcpus=(0,),
+    count=3,
+    mechanism="DISCARD leaves the cache",
+    subjects=(
+        Subject(8, 0, 8192, (0,), 2, 100_001_700_499, 100_002_000_500),
+        Subject(9, 1, None, (), 1, None),
+    ),
+    worst="the cache of 0x8/0 stayed for 1.44 s",
+    guest_saw="an interrupt that it had taken down",
+    suspect=("vgic_its_cmd_handle_discard", "vgic_its_invalidate_cache"),
+    known_bugs=(KnownBug("the cache is filled while it is dropped", "v6.10, v6.6.33", "CVE-2024-1"),),
+    doubt="Whether the function's body ran was not recorded.",
+    capture_next="r:its_inval_cache_ret vgic_its_invalidate_cache",
+    blames=(7,),
+    id="ITS202",
+    leads_to=("ITS201", "ITS305"),
+)
+_BARE = replace(DOUBLE, confidence=Confidence.CERTAIN, evidence=(), vcpus=(), count=1, end_ns=None)
+STALE = replace(
+    _BARE, code="ITS201", name="stale-translation", message="An MSI of device 0x8, event 0 was resolved by the cache.",
+    advice="", id="ITS201", caused_by=("ITS202",), leads_to=("ITS303",),
+)  # fmt: skip
+DEAD = replace(
+    _BARE, code="ITS305", name="delivered-after-unmap", kind=Kind.LIFE, severity=Severity.WARNING, advice="", vcpus=(0,),
+    message="LPI 8192 was delivered to vCPU 0, 200 us after DISCARD. " * 4, id="ITS305", caused_by=("ITS202",),
+)  # fmt: skip
+TWICE = replace(
+    _BARE, code="ITS303", name="duplicate-delivery", kind=Kind.LIFE, advice="", id="ITS303", caused_by=("ITS201",),
+    message="LPI 8192 was delivered twice.", confidence=Confidence.LIKELY,
 )  # fmt: skip
 
 
@@ -64,6 +105,13 @@ def tiny() -> Analysis:
     return analysis
 
 
+def story() -> Analysis:
+    """The same with a cause and what follows from it, as `linked` would leave them."""
+    analysis = tiny()
+    analysis.findings = [STALE, CAUSE, TWICE, DEAD, LOST]
+    return analysis
+
+
 @cache
 def hostile() -> Analysis:
     """A capture in which every text is hostile, and so is every text of its findings."""
@@ -73,7 +121,7 @@ def hostile() -> Analysis:
         analysis = analyze(path)
     record = Evidence(1, 0, evil, f"buf={evil}\nnext line", 1)
     bad = replace(DOUBLE, message=evil, advice=f"{evil}\n\x1b]0;title\x07", name=evil, evidence=(record,))
-    analysis.findings = [bad] * 6
+    analysis.findings = [replace(bad, id=f"ITS401-{number}") for number in range(1, 7)]
     analysis.info.options = {evil: evil, "cpu stats 0": f"CPU: 0\nentries: {evil}"}
     analysis.info.kernel = analysis.info.uname = analysis.info.clock = analysis.info.arch = evil
     return analysis

@@ -13,6 +13,7 @@ from conftest import SAMPLES, analysis_of
 from helpers.tiny_analysis import hostile, tiny
 from rich.cells import cell_len
 
+from itstrace.findings import Subject
 from itstrace.report.layout import Sheet
 from itstrace.report.story import known_lpis, story, story_document, told
 
@@ -44,6 +45,27 @@ def test_a_finding_stands_where_it_begins() -> None:
     kinds = [step.kind for step in story(analysis, 0, 8192).steps]
 
     assert kinds[kinds.index("finding") - 1] == "fill"
+
+
+def test_a_finding_about_several_lpis_is_in_the_life_of_each_where_it_was_first_hit() -> None:
+    analysis = tiny()
+    queue = analysis.observations.queueings.row(0, named=True)
+    finding = replace(
+        analysis.findings[0],
+        id="ITS401-2",
+        intid=8191,
+        subjects=(Subject(intid=8191, time_ns=0), Subject(8, 0, 8192, time_ns=queue["time_ns"] + 1)),
+        caused_by=("ITS402",),
+    )
+    analysis.findings = [finding]
+    steps = story(analysis, 0, 8192).steps
+    at = [step.kind for step in steps].index("finding")
+
+    assert steps[at - 1].kind == "queue"
+    assert steps[at].time_ns == queue["time_ns"] + 1
+    assert steps[at].text == f"ITS401-2 double-pending: {finding.message} (because of ITS402)"
+    analysis.findings = [replace(finding, subjects=finding.subjects[:1])]
+    assert "finding" not in [step.kind for step in story(analysis, 0, 8192).steps]
 
 
 def test_a_mapping_from_before_the_capture_is_said() -> None:
@@ -79,7 +101,10 @@ def test_every_observation_of_an_lpi_is_told_once_and_in_order(name: str) -> Non
         assert counted["fold"] == observations.fills.filter(mine)["end_seq"].drop_nulls().len()
         assert counted["retarget"] == observations.retargets.filter(mine).height
         assert counted["msi"] >= observations.injections.filter(mine).height
-        assert counted["finding"] == sum(f.intid == intid and f.vm == vm for f in analysis.findings)
+        assert counted["finding"] == sum(
+            finding.vm == vm and intid in {one.intid for one in finding.subjects}
+            for finding in analysis.findings
+        )
 
 
 def test_the_commands_that_touched_it_are_there_and_no_others() -> None:
