@@ -176,8 +176,8 @@ def _yardstick(norms: _Norms) -> str:
     if norms.scheduling_ns is None:
         return f"More than {duration(norms.limit_ns)} counts as late here{usual}."
     return (
-        f"In this capture 99 of 100 vCPUs that the host interrupted were back within {duration(norms.scheduling_ns)}, so that more "
-        f"than {duration(norms.limit_ns)} counts as late{usual}."
+        f"In this capture 99 of 100 vCPUs that the host interrupted were back within {duration(norms.scheduling_ns)}, so "
+        f"that more than {duration(norms.limit_ns)} counts as late{usual}."
     )
 
 
@@ -213,8 +213,8 @@ def _typical(case: Case) -> float | None:
 def _late(case: Case, limit: float) -> pl.DataFrame:
     """Deliveries whose vCPU was not kicked or woken for longer than `limit`.
 
-    Shape: rows of QUEUEINGS with vcpu, where (running, waiting, out), left_seq, ended (the exit or entry that ended it), ended_ns,
-        delay_ns, open (nothing ended it), next_fill, stays (of other vCPUs in the guest meanwhile), others.
+    Shape: rows of QUEUEINGS with vcpu, where (running, waiting, out), left_seq, ended (the exit or entry that ended it),
+        ended_ns, delay_ns, open (nothing ended it), next_fill, stays (of other vCPUs in the guest meanwhile), others.
     """
     obs = case.observations
     rows = _others_queueings(case)
