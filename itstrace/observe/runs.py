@@ -166,7 +166,7 @@ class Runs:
         seqs = rows["seq"].fill_null(NEVER).to_numpy()
         found = np.full(len(seqs), NEVER, np.uint64)
         times = np.zeros(len(seqs), np.int64)
-        for key in rows.select(keys).unique().iter_rows():
+        for key in rows.select(keys).drop_nulls().unique().iter_rows():
             mine = np.ones(len(seqs), np.bool_)
             for column, value in zip(keys, key, strict=True):
                 mine &= (rows[column] == value).fill_null(value=False).to_numpy()

@@ -40,6 +40,7 @@ def lost(case: Case) -> pl.DataFrame:
         next_cause="cause",
         next_owner="owner_vcpu",
         next_target="target_vcpu",
+        next_irq="irq",
     )
     rows = _entries(case, rows).drop("seq").rename({"began": "seq"})
     by_queue = pl.when(pl.col("how").is_in(["taken", "enabled"])).then("next_queue").fill_null(NEVER)
@@ -49,6 +50,8 @@ def lost(case: Case) -> pl.DataFrame:
         pl.col("how").is_in(["queued", "folded"])
         & pl.col("next_owner").is_null()
         & (pl.col("next_target") == pl.col("vcpu"))
+        # An LPI that was freed and mapped anew unseen is another one.
+        & (pl.col("next_irq") == pl.col("irq")).fill_null(value=True)
         & (pl.col("next_queue") < pl.min_horizontal(pl.col("next_fill").fill_null(NEVER), "stop"))
     )
     tells_owner = obs.gives("queue", "owner_vcpu")
@@ -80,7 +83,7 @@ def _way(*, tells_owner: bool) -> pl.Expr:
     )
 
 
-_BEGUN: Final = [*VCPU, "intid", "seq", "time_ns", "settled_seq", "since_seq", "by_command", "how"]
+_BEGUN: Final = [*VCPU, "intid", "irq", "seq", "time_ns", "settled_seq", "since_seq", "by_command", "how"]
 
 
 def _queued(case: Case) -> pl.DataFrame:
@@ -103,6 +106,7 @@ def _folded(case: Case) -> pl.DataFrame:
         seq=pl.col("end_seq"),
         time_ns=pl.col("end_ns"),
         settled_seq=pl.col("end_seq"),
+        irq=pl.lit(None, dtype=pl.UInt64),
         by_command=pl.lit(None, dtype=pl.UInt64),
         how=pl.lit("folded"),
     ).select(_BEGUN)
@@ -126,7 +130,11 @@ def _taken(case: Case) -> pl.DataFrame:
     held = case.history.configurations
     rows = case.held(rows, held, LPI, enabled="enabled").filter(pl.col("enabled").fill_null(value=False))
     return rows.with_columns(
-        settled_seq=pl.col("seq"), since_seq="seq", by_command="from_command", how=pl.lit("taken")
+        irq=pl.lit(None, dtype=pl.UInt64),
+        settled_seq=pl.col("seq"),
+        since_seq="seq",
+        by_command="from_command",
+        how=pl.lit("taken"),
     ).select(_BEGUN)
 
 
@@ -143,7 +151,11 @@ def _enabled(case: Case) -> pl.DataFrame:
     rows = before(rows, commands, "pid", command="seq", command_end="end_seq")
     by_command = pl.when(pl.col("seq") < pl.col("command_end").fill_null(NEVER)).then("command")
     return rows.with_columns(
-        settled_seq=pl.col("seq"), since_seq="seq", by_command=by_command, how=pl.lit("enabled")
+        irq=pl.lit(None, dtype=pl.UInt64),
+        settled_seq=pl.col("seq"),
+        since_seq="seq",
+        by_command=by_command,
+        how=pl.lit("enabled"),
     ).select(_BEGUN)
 
 
@@ -153,6 +165,7 @@ def _none() -> pl.DataFrame:
             "vm": pl.UInt16,
             "vcpu": pl.Int32,
             "intid": pl.UInt32,
+            "irq": pl.UInt64,
             "seq": pl.UInt64,
             "time_ns": pl.Int64,
             "settled_seq": pl.UInt64,
@@ -193,7 +206,7 @@ def _crowded(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
 def left_latched(case: Case) -> pl.DataFrame:
     """LPIs that a flush took off their vCPU's list with their latch still set, and that were moved or queued after it.
 
-    Shape: vm, intid, seq and time_ns (of the flush), flushed (its vCPU), latched_seq, vcpu, moved and moved_by (where it was moved
+    Shape: vm, intid, seq and time_ns (of the flush), flushed (its vCPU), latched_seq, vcpu, moved, moved_by (where it was moved
         to, and by what), entry_seq, entry_ns, next_queue, next_queue_ns, missed (the new vCPU entered the guest without it).
     Kernel: vgic.c:vgic_flush_pending_lpis (v6.12) leaves pending_latch as it is.
     """

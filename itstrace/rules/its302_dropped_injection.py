@@ -108,7 +108,7 @@ _REASONS: Final[dict[str, _Reason]] = {
         doubt=_UNSEEN,
     ),
     "no ITS": _Reason("no ITS is at its address", "no ITS takes its address (errno {errno})", Severity.ERROR),
-    "other": _Reason("KVM refused it for another reason", "{reason}", Severity.ERROR),
+    "other": _Reason("refused for another reason", "{reason}", Severity.ERROR),
 }
 
 

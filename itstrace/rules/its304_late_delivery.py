@@ -25,8 +25,8 @@ _ENOUGH = 50
 _ASSUMED_NS = 50e6
 #: Late deliveries that make a series; fewer may be a stall of the machine, unless they are very late.
 _SERIES = 3
-#: So much later than what counts as late is very late: no scheduling of the capture's host comes near it.
-_VERY = 3
+#: So much later than what counts as late, and at least this, is very late: one such delivery is enough.
+_VERY, _VERY_NS = 4, 400e6
 #: vCPUs that enter the guest again within this share of the wait of each other were stopped together.
 _TOGETHER = 0.1
 
@@ -73,7 +73,7 @@ _WHERE: Final[dict[str, _Where]] = {
     settings=(
         Setting(
             "late-factor",
-            8,
+            5,
             "how many times the scheduling delay of the capture (99 of 100 interrupted vCPUs are back in the guest by then) "
             "a delivery must take to be late",
         ),
@@ -120,7 +120,7 @@ def late_delivery(case: Case) -> Iterator[Finding]:
         return
     # Several LPIs that one wake-up brings are late once.
     once = late.filter("others").unique([*VCPU, "ended"])
-    series = once.height >= _SERIES or bool((once["delay_ns"] > _VERY * limit).any())
+    series = once.height >= _SERIES or bool((once["delay_ns"] > max(_VERY * limit, _VERY_NS)).any())
     norms = _Norms(norm, limit, _typical(case))
     for (_, intid, _), rows in late.group_by([*LPI, "where"], maintain_order=True):
         yield _finding(case, int(str(intid)), rows, norms, series=series)
@@ -251,8 +251,10 @@ def _late(case: Case, limit: float) -> pl.DataFrame:
     ).drop_nulls("where")
     # Where nothing ended it, whether it was in the guest is not known.
     rows = rows.filter(~pl.col("open") | (pl.col("where") == "waiting"))
-    rows = rows.with_columns(stop=stops(case, rows))
-    rows = rows.filter(pl.col("ended").fill_null(NEVER - 1) < pl.col("stop"))
+    # Where nothing ended it, the VM's own end is no reason.
+    gone = obs.vms.select("vm", _gone=pl.col("to_seq").fill_null(NEVER) - 1)
+    rows = rows.with_columns(stop=stops(case, rows)).join(gone, on="vm", how="left", maintain_order="left")
+    rows = rows.filter(pl.coalesce("ended", "_gone") < pl.col("stop")).drop("_gone")
     rows = before(rows, obs.fills, LPI, last_fill="seq")
     rows = rows.sort("seq").unique([*LPI, "last_fill"], keep="first", maintain_order=True)
     stays = obs.runs.others_stays(rows.select(*VCPU, "seq", until="ended"))
