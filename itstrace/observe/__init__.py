@@ -80,6 +80,10 @@ class Observations:
         """The capture's own records of these seqs. Shape: seq, time_ns, cpu, event, text."""
         return lines(self._raw, seqs)
 
+    def gives(self, probe: str, column: str) -> bool:
+        """Whether the capture's definition of a probe gives this column of `events.toml`."""
+        return self._raw.gives(probe, column)
+
     def covers(self, observation: Observation) -> bool:
         """Whether the capture's events suffice for an observation.
 

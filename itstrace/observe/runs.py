@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,18 +20,26 @@ if TYPE_CHECKING:
 
 #: Where there is no such record.
 NEVER = 2**64 - 1
+#: Why a vCPU left the guest: an interrupt of the host's, WFI or WFE, or not recorded; else ESR_EL2.EC of its trap.
+#: Kernel: trace_arm.h:kvm_exit (0 where it was no trap), esr.h:ESR_ELx_EC_WFx.
+INTERRUPTED, WAITING, UNKNOWN = 0x00, 0x01, 0xFF
 
 
 @dataclass(frozen=True, slots=True)
 class Stamps:
-    """Records of one kind on one task. `seq` and `time_ns` are arrays of one length, in order of `seq`."""
+    """Records of one kind on one task, in order of `seq`; all arrays have one length. `why`: of an exit, else empty."""
 
     seq: npt.NDArray[np.uint64]
     time_ns: npt.NDArray[np.int64]
+    why: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def after(self, seqs: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """The first record after each seq; NEVER where there is none."""
         return _at(self.seq, np.searchsorted(self.seq, seqs, side="right"), NEVER)
+
+    def before(self, seqs: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+        """The place of the last record before each seq; -1 where there is none."""
+        return np.searchsorted(self.seq, seqs, side="left") - 1
 
     def time_of(self, seqs: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Times of records of this kind, given by their seqs; those of NEVER are meaningless."""
@@ -55,13 +63,19 @@ class Tasks:
     def __init__(self, frame: pl.DataFrame) -> None:
         self._pids = frame["pid"].to_numpy()
         self._seq, self._time_ns = frame["seq"].to_numpy(), frame["time_ns"].to_numpy()
+        self._why = None
+        if "esr_ec" in frame.columns:
+            # ESR_EL2.EC has six bits. Spec: DDI 0487, ESR_EL2.
+            ec = frame.select(pl.col("esr_ec").fill_null(UNKNOWN).clip(0, UNKNOWN).cast(pl.UInt8))
+            self._why = ec["esr_ec"].to_numpy()
         self._found: dict[int, Stamps] = {}
 
     def get(self, pid: int) -> Stamps:
         """One task's records; none for a task that has none."""
         if pid not in self._found:
             mine = np.flatnonzero(self._pids == pid)
-            self._found[pid] = Stamps(self._seq[mine], self._time_ns[mine])
+            why = [] if self._why is None else [self._why[mine]]
+            self._found[pid] = Stamps(self._seq[mine], self._time_ns[mine], *why)
         return self._found[pid]
 
 
@@ -100,12 +114,64 @@ class Runs:
         """For each row (vm, vcpu, seq), the vCPU's next exit. Shape: exit_seq, exit_ns, in the rows' order."""
         return self._next(rows, lambda key: self.exits.get(key, NOTHING), ["vm", "vcpu"], "exit")
 
+    def last_exit(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """For each row (vm, vcpu, seq), the vCPU's last exit before. Shape: exit_seq, exit_ns, why, in the rows' order.
+
+        `why` is null where it was not recorded.
+        """
+        seqs = rows["seq"].fill_null(0).to_numpy()
+        found = np.full(len(seqs), NEVER, np.uint64)
+        times, why = np.zeros(len(seqs), np.int64), np.full(len(seqs), UNKNOWN, np.uint8)
+        for key, exits in self.exits.items():
+            mine = np.flatnonzero(((rows["vm"] == key[0]) & (rows["vcpu"] == key[1])).fill_null(value=False))
+            places = exits.before(seqs[mine])
+            mine, places = mine[places >= 0], places[places >= 0]
+            found[mine], times[mine] = exits.seq[places], exits.time_ns[places]
+            if len(exits.why):
+                why[mine] = exits.why[places]
+        frame = pl.DataFrame({"exit_seq": found, "exit_ns": times, "why": why})
+        none = pl.col("exit_seq") == NEVER
+        return frame.with_columns(
+            exit_seq=pl.when(~none).then("exit_seq"),
+            exit_ns=pl.when(~none).then("exit_ns"),
+            why=pl.when(~none & (pl.col("why") != UNKNOWN)).then("why"),
+        )
+
+    def away_ns(self, why: int) -> npt.NDArray[np.int64]:
+        """How long vCPUs that left the guest for one reason stayed away each time, over all of them."""
+        spans = [np.empty(0, np.int64)]
+        for key, exits in self.exits.items():
+            if not len(exits.why):
+                continue
+            left = np.flatnonzero(exits.why == why)
+            back = self.entries[key].after(exits.seq[left])
+            # Another exit before the next entry: the entry between them was not recorded.
+            following = _at(exits.seq, left + 1, NEVER)
+            whole = (back != NEVER) & (back < following)
+            left, back = left[whole], back[whole]
+            spans.append(self.entries[key].time_of(back) - exits.time_ns[left])
+        return np.concatenate(spans)
+
+    def others_stays(self, rows: pl.DataFrame) -> pl.Series:
+        """For each row (vm, vcpu, seq, until), how many stays in the guest other vCPUs of its VM had in between."""
+        begin, end = rows["seq"].to_numpy(), rows["until"].fill_null(NEVER).to_numpy()
+        found = np.zeros(len(begin), np.int64)
+        for key, entries in self.entries.items():
+            mine = np.flatnonzero(((rows["vm"] == key[0]) & (rows["vcpu"] != key[1])).fill_null(value=False))
+            first = np.searchsorted(entries.seq, begin[mine], side="right")
+            entered = np.searchsorted(entries.seq, end[mine], side="left") - first
+            exits = self.exits[key].seq
+            entry, leave = first - 1, np.searchsorted(exits, begin[mine], side="right") - 1
+            inside = (entry >= 0) & ((leave < 0) | (_at(entries.seq, entry, 0) > _at(exits, leave, 0)))
+            found[mine] += entered + inside
+        return pl.Series("stays", found)
+
     @staticmethod
     def _next(rows: pl.DataFrame, find: Callable[[Any], Stamps], keys: list[str], name: str) -> pl.DataFrame:
         seqs = rows["seq"].fill_null(NEVER).to_numpy()
         found = np.full(len(seqs), NEVER, np.uint64)
         times = np.zeros(len(seqs), np.int64)
-        for key in rows.select(keys).unique().iter_rows():
+        for key in rows.select(keys).drop_nulls().unique().iter_rows():
             mine = np.ones(len(seqs), np.bool_)
             for column, value in zip(keys, key, strict=True):
                 mine &= (rows[column] == value).fill_null(value=False).to_numpy()
@@ -155,4 +221,6 @@ def _joined(stamps: Tasks, pids: list[int]) -> Stamps:
         return parts[0]
     seq = np.concatenate([part.seq for part in parts])
     order = np.argsort(seq, kind="stable")
-    return Stamps(seq[order], np.concatenate([part.time_ns for part in parts])[order])
+    why = np.concatenate([part.why for part in parts])
+    times = np.concatenate([part.time_ns for part in parts])[order]
+    return Stamps(seq[order], times, why[order] if len(why) else why)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
@@ -10,7 +10,7 @@ from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.observe.joins import after, before
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
-from itstrace.units import times
+from itstrace.units import seconds, times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,13 +18,30 @@ if TYPE_CHECKING:
 LPI = ["vm", "intid"]
 
 
-@rule("ITS303", kind=Kind.LIFE, severity=Severity.ERROR, needs=("QUEUEINGS", "LIST_REGISTERS"))
+#: By whether the fill before left the latch set.
+_KEPT: Final = ("a fill left pending_latch set", ("vgic_v3_populate_lr", "vgic_v3_compute_lr"))
+_SILENT: Final = (
+    "nothing that was seen made it pending again",
+    ("vgic_v3_fold_lr_state", "vgic_v3_populate_lr", "vgic_its_cmd_handle_clear"),
+)
+
+
+@rule(
+    "ITS303",
+    kind=Kind.LIFE,
+    severity=Severity.ERROR,
+    needs=("QUEUEINGS", "LIST_REGISTERS"),
+    suspect=("vgic_v3_populate_lr",),
+    guest_sees="an interrupt that its device did not raise",
+    leads_to=("ITS309",),
+)
 def duplicate_delivery(case: Case) -> Iterator[Finding]:
     """An LPI was put into a list register as pending although nothing had made it pending again.
 
     ## What it finds
     A fill with pending state that no MSI, INT, re-reading of its configuration, fold of a still pending list
-    register or pending table accounts for: the LPI is delivered more often than it was injected.
+    register or pending table accounts for: the LPI is delivered more often than it was injected. Where the return
+    of the fill before shows pending_latch still set, that is the cause, and certain.
 
     ## Why it matters
     The driver's handler runs for an interrupt that its device did not raise; at best it costs time, at worst
@@ -36,10 +53,51 @@ def duplicate_delivery(case: Case) -> Iterator[Finding]:
 
     ## When it is wrong
     A pending table read at EnableLPIs or MAPTI makes LPIs pending; on 6.1 its bytes are not recorded, and
-    fills after such a read are left out. So are the first fill in the capture, and fills near lost records.
+    fills after such a read are left out. So are the first fill in the capture, fills near lost records, and those
+    after a fill whose end was not seen: its list register may have been folded still pending. That is so for
+    list registers beyond those that the probe of the fold shows.
 
     ## What to do
     Look at populate_lr_ret in the evidence: pend must be 0 there. If it is, look for who set the latch since.
+    """
+    for (_, intid, _), rows in _extra(case).group_by([*LPI, "kept"], maintain_order=True):
+        yield _finding(case, int(str(intid)), rows)
+
+
+def _finding(case: Case, intid: int, rows: pl.DataFrame) -> Finding:
+    first = rows.row(0, named=True)
+    delivered = int(rows["taken"].sum())
+    mechanism, suspect = _KEPT if first["kept"] else _SILENT
+    cause = " The fill before it left pending_latch set (vgic_v3_populate_lr must clear it)." * first["kept"]
+    details: dict[str, Any] = {}
+    if not first["kept"]:
+        unseen = first["last_kept"] is None
+        details = {
+            "confidence": Confidence.LIKELY,
+            "doubt": "What the fill before left of the latch was not recorded."
+            if unseen
+            else "What set the latch was not recorded.",
+            "capture_next": "r:vgic/populate_lr_ret vgic_v3_populate_lr pend=irq->pending_latch"
+            if unseen
+            else "p:vgic/queue_irq vgic_queue_irq_unlock, p:vgic/lpi_sync_pending vgic_v3_lpi_sync_pending_status",
+        }
+    return case.finding(
+        f"LPI {intid} was filled into a list register of vCPU {first['vcpu']} as pending {times(rows.height)} without a new "
+        f"injection, first at {seconds(first['time_ns'])}; the guest took {delivered} of them.{cause}",
+        vcpus=tuple(sorted(rows["vcpu"].unique().to_list())),
+        **case.about(rows),
+        seqs=_evidence(case, first),
+        mechanism=mechanism,
+        suspect=suspect,
+        guest_saw=case.rule.guest_sees if delivered else "",
+        **details,
+    )
+
+
+def _extra(case: Case) -> pl.DataFrame:
+    """Fills as pending that nothing accounts for.
+
+    Shape: rows of `Lives.fills` with last_fill, last_ns, last_kept (of the LPI's fill before), kept (the latch was left set).
     """
     fills = case.lives.fills
     extra = fills.filter(
@@ -47,28 +105,26 @@ def duplicate_delivery(case: Case) -> Iterator[Finding]:
         | (pl.col("latched_by").is_null() & pl.col("was_latched").is_not_null())
     )
     if extra.is_empty():
-        return
+        return extra.with_columns(kept=None)
     extra = before(
-        extra, case.observations.fills, LPI, last_fill="seq", last_ns="time_ns", last_kept="latch_kept"
+        extra,
+        case.observations.fills,
+        LPI,
+        last_fill="seq",
+        last_ns="time_ns",
+        last_kept="latch_kept",
+        last_state="state",
     )
     extra = before(extra, _quiet_sources(case), ["vm"], sourced="seq")
     extra = extra.filter(pl.col("sourced").is_null() | (pl.col("sourced") < pl.col("last_fill").fill_null(0)))
-    extra = case.without_lost(extra, "last_ns", "time_ns")
-    for (_, intid), rows in extra.group_by(LPI, maintain_order=True):
-        first = rows.row(0, named=True)
-        delivered = int(rows["taken"].sum())
-        kept = bool(rows["last_kept"].fill_null(value=False).any())
-        cause = (
-            " The fill before it left pending_latch set (vgic_v3_populate_lr must clear it)." if kept else ""
-        )
-        yield case.finding(
-            f"LPI {intid} was filled into a list register of vCPU {first['vcpu']} as pending {times(rows.height)} without a new "
-            f"injection; the guest took {delivered} of them.{cause}",
-            confidence=Confidence.CERTAIN if kept else Confidence.LIKELY,
-            vcpus=tuple(sorted(rows["vcpu"].unique().to_list())),
-            **case.about(rows),
-            seqs=_evidence(case, first),
-        )
+    # A flush takes what is on that vCPU's list by then; what had moved on to another one unseen is not.
+    latches = case.lives.latches.select(*LPI, latched_seq="seq", _by="by", _on="vcpu")
+    extra = extra.join(latches, on=[*LPI, "latched_seq"], how="left", maintain_order="left")
+    flushed = (pl.col("_by") == "flush") & pl.col("_on").ne_missing(pl.col("vcpu"))
+    extra = extra.filter(~flushed.fill_null(value=False)).drop("_by", "_on").sort("seq")
+    extra = extra.with_columns(kept=pl.col("last_kept").fill_null(value=False))
+    extra = extra.filter(pl.col("kept") | pl.col("last_state").is_in([0, 2]) | pl.col("last_fill").is_null())
+    return case.without_lost(extra, "last_ns", "time_ns")
 
 
 def _quiet_sources(case: Case) -> pl.DataFrame:
