@@ -30,7 +30,9 @@ def shifted(path: Path, cpu: int, by_ns: int, *, only: tuple[str, ...] = ()) -> 
         frame = raw.frames[name]
         moved = (pl.col("cpu") == cpu) if not only or name in only else pl.lit(value=False)
         frames.append(frame.with_columns(time_ns=pl.col("time_ns") + pl.when(moved).then(by_ns).otherwise(0)))
-    keys = [np.concatenate([frame[column].to_numpy() for frame in frames]) for column in ("seq", "cpu", "time_ns")]
+    keys = [
+        np.concatenate([frame[column].to_numpy() for frame in frames]) for column in ("seq", "cpu", "time_ns")
+    ]
     rank = np.empty(len(keys[0]), np.uint64)
     rank[np.lexsort(keys)] = np.arange(len(rank), dtype=np.uint64)
     at = 0
