@@ -176,8 +176,12 @@ def _chain(batches: list[_Batch]) -> Iterator[tuple[_Batch, bool]]:
     """
     waiting = list(batches)
     expected: int | None = None
+    queue: int | None = None
     while waiting:
         near = [b for b in waiting[:_REACH] if b.queue == waiting[0].queue]
+        if near[0].queue != queue and near[0].start != expected:
+            expected = None  # CBASER was written: the queue is another, or was restored
+        queue = near[0].queue
         chosen = next((b for b in near if expected is None or b.start == expected), None)
         broken = chosen is None and near[0].start != 0
         batch = chosen or near[0]

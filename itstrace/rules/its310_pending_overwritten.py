@@ -52,8 +52,8 @@ def pending_overwritten(case: Case) -> Iterator[Finding]:
     rows = _wiped(case)
     for row in case.without_lost(rows, "latched_ns", "time_ns").iter_rows(named=True):
         one = pl.DataFrame([row], schema=rows.schema)
-        since = row["fill"] is not None and (row["sourced"] is None or row["fill"] < row["sourced"])
-        end = f"it was delivered at {seconds(row['fill_ns'])} all the same" if since else _end(row)
+        never = row["fill"] is None
+        end = "It was not delivered any more." if never else "It was delivered again only after a new MSI."
         yield case.finding(
             f"LPI {row['intid']} was pending since {seconds(row['latched_ns'])} when EnableLPIs of vCPU {row['vcpu']} went to 1 "
             f"at {seconds(row['enabled_ns'])}; KVM then took its pending state from guest memory, where it was not pending, "
@@ -64,12 +64,6 @@ def pending_overwritten(case: Case) -> Iterator[Finding]:
             **case.about(one),
             seqs=first_some([row["latched_seq"], row["enabled_seq"], row["seq"], row["fill"]]),
         )
-
-
-def _end(row: dict[str, object]) -> str:
-    if row["fill"] is None:
-        return "It was not delivered any more."
-    return "It was delivered again only after a new MSI."
 
 
 def _wiped(case: Case) -> pl.DataFrame:
@@ -116,4 +110,6 @@ def _wiped(case: Case) -> pl.DataFrame:
     flushed = obs.vm_events.filter(pl.col("what") == "flush_lpis").select("vm", "vcpu", "seq")
     rows = before(rows, flushed, ["vm", "vcpu"], flushed="seq")
     rows = rows.filter(pl.col("flushed").fill_null(0) <= pl.col("latched_seq"))
-    return next_fill(after(rows, sources(case), LPI, sourced="seq"), obs.fills)
+    rows = next_fill(after(rows, sources(case), LPI, sourced="seq"), obs.fills)
+    # What came all the same was not lost.
+    return rows.filter(pl.col("fill").fill_null(NEVER) > pl.col("sourced").fill_null(NEVER - 1))

@@ -55,21 +55,6 @@ def last_save(obs: Observations) -> dict[str, Any]:
     return obs.vm_events.filter(pl.col("what") == "save_tables").row(-1, named=True)
 
 
-def upto(obs: Observations, seq: int) -> Observations:
-    """Observations up to a record; what vCPUs ran stays."""
-    names = (
-        "commands",
-        "register_writes",
-        "redistributor_writes",
-        "injections",
-        "queueings",
-        "fills",
-        "retargets",
-    )
-    names += ("configs", "invalidations", "allocations", "guest_reads", "vm_events", "folds")
-    return replace(obs, **{name: getattr(obs, name).filter(pl.col("seq") <= seq) for name in names})
-
-
 def with_restore(obs: Observations, vm: int, image: Image, *, at_seq: int, at_ns: int) -> Observations:
     """The capture with a new VM, in which an image of the tables of `vm` is restored from a record on that is free."""
     new = int(obs.vms["vm"].max()) + 1  # type: ignore[arg-type]
