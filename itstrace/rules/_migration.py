@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Event = tuple[int, int]
 _CBASER, _BASER = 0x80, 0x100
+#: A restore is compared with so many saves before it.
+_SAVES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +86,29 @@ def trips(case: Case) -> Iterator[Trip]:
     events = case.observations.vm_events
     saves = events.filter((pl.col("what") == "save_tables") & pl.col("its").is_not_null())
     for restored in case.history.restored:
-        found = []
-        for save in saves.filter(pl.col("seq") < restored.seq).iter_rows(named=True):
-            if not _same_its(case, save, restored) or case.lost(save["time_ns"], _end_ns(case, restored)):
-                continue
-            trip = Trip(save, _pending_save(case, save), restored, certain=_stopped(case, save, restored.seq))
-            trip.differences = list(_differences(case, trip))
-            found.append(trip)
+        found = list(_candidates(case, saves, restored))
+        if not found:
+            continue
         equal = [trip for trip in found if not trip.differences]
         stopped = [trip for trip in found if trip.certain]
         if equal or stopped:
-            yield (equal or stopped)[-1]
-        elif found:
+            yield (equal or stopped)[0]
+        elif (best := min(found, key=lambda trip: len(trip.differences))).like:
             # A snapshot of a VM that went on: the one most like it, if it is like it at all.
-            best = min(reversed(found), key=lambda trip: len(trip.differences))
-            if best.like:
-                yield best
+            yield best
+
+
+def _candidates(case: Case, saves: pl.DataFrame, restored: Restored) -> Iterator[Trip]:
+    """Saves that a restore may be of, the last one first; none before one that is equal."""
+    rows = saves.filter(pl.col("seq") < restored.seq).tail(_SAVES).reverse()
+    for save in rows.iter_rows(named=True):
+        if not _same_its(case, save, restored) or case.lost(save["time_ns"], _end_ns(case, restored)):
+            continue
+        trip = Trip(save, _pending_save(case, save), restored, certain=_stopped(case, save, restored.seq))
+        trip.differences = list(_differences(case, trip))
+        yield trip
+        if not trip.differences:
+            return
 
 
 def tables_at(case: Case, vm: int, its: int, seq: int) -> Tables:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace.findings import Finding, Kind, Severity
-from itstrace.observe.joins import after
+from itstrace.observe.joins import after, before
 from itstrace.rules._pending import LPI, STILL_PENDING, delivery, next_fill, sources, unmapped, with_latch
 from itstrace.rules.case import NEVER, Case, first_some
 from itstrace.rules.registry import rule
@@ -48,13 +48,11 @@ def pending_survived_discard(case: Case) -> Iterator[Finding]:
     """
     rows = unmapped(case).drop_nulls("intid")
     mappings = case.history.mappings.drop_nulls("intid")
+    rows = before(
+        rows.with_columns(seq=pl.col("seq") + 1), _mapped_by(mappings), LPI, others="count"
+    ).with_columns(seq=pl.col("seq") - 1)
     # An LPI that another event maps as well has its own right to come.
-    others = rows.join(mappings.select(*LPI, "from_seq", "to_seq"), on=LPI)
-    others = others.filter(
-        (pl.col("from_seq").fill_null(0) < pl.col("seq"))
-        & (pl.col("to_seq").fill_null(NEVER) > pl.col("seq"))
-    )
-    rows = rows.join(others.select("seq", *LPI).unique(), on=["seq", *LPI], how="anti").sort("seq")
+    rows = rows.filter(pl.col("others").fill_null(0) <= 0)
     rows = with_latch(case, rows)
     rows = after(rows, sources(case), LPI, sourced="seq")
     begins = mappings.filter(pl.col("from_seq").is_not_null()).select(*LPI, seq="from_seq")
@@ -87,3 +85,11 @@ def pending_survived_discard(case: Case) -> Iterator[Finding]:
                 [row["latched_seq"], row["held"], row["seq"], row["mapped"] if again else None, row["fill"]]
             ),
         )
+
+
+def _mapped_by(mappings: pl.DataFrame) -> pl.DataFrame:
+    """How many events map each LPI from a record on. Shape: vm, intid, seq, count; in order of seq."""
+    begins = mappings.select(*LPI, seq=pl.col("from_seq").fill_null(0), step=pl.lit(1))
+    ends = mappings.filter(pl.col("to_seq").is_not_null()).select(*LPI, seq="to_seq", step=pl.lit(-1))
+    steps = pl.concat([begins, ends]).group_by(*LPI, "seq").agg(pl.col("step").sum()).sort("seq")
+    return steps.with_columns(count=pl.col("step").cum_sum().over(LPI))

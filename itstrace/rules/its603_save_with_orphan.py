@@ -49,6 +49,8 @@ def save_with_orphan(case: Case) -> Iterator[Finding]:
     In the guest: MOVI or DISCARD the events before MAPC V=0 (ITS109). On the host: a kernel whose vgic_its_save_ite
     checks for a collection.
     """
+    if case.history.mappings.filter(pl.col("icid").is_null() & ~pl.col("assumed")).is_empty():
+        return
     events = case.observations.vm_events
     for save in events.filter((pl.col("what") == "save_tables") & pl.col("its").is_not_null()).iter_rows(
         named=True
