@@ -46,7 +46,7 @@ class Trip:
     """One way of an ITS's tables through guest memory: from a save (rows of VM_EVENTS) to a restore.
 
     `certain`: the VM that was saved did not run in between, so that this is the save that was restored. `like`: most of
-    the tables are the same, so that they are one guest's.
+    the tables are the same, so that they are one guest's. `older`: what came back is what an older save had.
     """
 
     save: dict[str, Any]
@@ -54,6 +54,7 @@ class Trip:
     restored: Restored
     certain: bool
     differences: list[Difference] = field(default_factory=list)
+    older: bool = False
 
     @property
     def like(self) -> bool:
@@ -65,6 +66,8 @@ class Trip:
         """Why what differs may mean nothing, in words; empty where it is certain."""
         if not self.certain:
             return "The VM ran on after the save: another one may have been restored."
+        if self.older:
+            return "What was restored is what an older save had: the tables were not written, or that one was meant."
         return "" if self.like else "So much differs that another guest may have been restored."
 
 
@@ -81,7 +84,7 @@ class Tables:
 def trips(case: Case) -> Iterator[Trip]:
     """Every restore for which a save in this capture is the one that was restored, near no lost records.
 
-    Of several saves that it may have been, one whose tables are what was restored, else the last one.
+    If the VM ran no more after its last save, it is that one; else of several one whose tables are what was restored.
     """
     events = case.observations.vm_events
     saves = events.filter((pl.col("what") == "save_tables") & pl.col("its").is_not_null())
@@ -91,7 +94,11 @@ def trips(case: Case) -> Iterator[Trip]:
             continue
         equal = [trip for trip in found if not trip.differences]
         stopped = [trip for trip in found if trip.certain]
-        if equal or stopped:
+        if stopped and stopped[0].save["vm"] == found[0].save["vm"]:
+            # The VM went no further than this save: an older one is not what should come back.
+            stopped[0].older = bool(equal) and equal[0] is not stopped[0]
+            yield stopped[0]
+        elif equal or stopped:
             yield (equal or stopped)[0]
         elif (best := min(found, key=lambda trip: len(trip.differences))).like:
             # A snapshot of a VM that went on: the one most like it, if it is like it at all.

@@ -212,6 +212,38 @@ def test_a_vm_that_ran_on_after_its_save_may_have_been_saved_again() -> None:
     assert "ran on after the save" in found.doubt
 
 
+def _snapshot(obs: Observations, vm_seq: int) -> dict[str, Any]:
+    """An earlier save, with the VM running on after it."""
+    save = last_save(obs)
+    return save | {"seq": vm_seq, "time_ns": obs.commands.filter(pl.col("seq") < vm_seq)["time_ns"][-1] + 1}
+
+
+def test_an_older_save_came_back_although_the_vm_was_saved_at_its_end() -> None:
+    """As where the last save did not write the tables: what stood in memory from a snapshot is restored."""
+    analysis = analysis_of(CLEAN)
+    obs = analysis.observations
+    moved = analysis.history.mappings.filter(pl.col("set_by").is_not_null())["set_by"].max()
+    early = int(obs.commands.filter(pl.col("seq") < moved)["seq"][-1]) - 1
+    obs = replace(obs, vm_events=more(obs.vm_events, _snapshot(obs, early)))
+    found = of(again(analysis, _restored(analysis, saved(analysis.history, 0, early), obs)), "ITS601")
+
+    assert found
+    assert all(one.confidence is Confidence.LIKELY and "an older save" in one.doubt for one in found)
+
+
+def test_a_snapshot_that_a_vm_is_taken_back_to_is_what_was_meant() -> None:
+    """The same, but the VM was not saved at its end: it ran on, and was taken back."""
+    analysis = analysis_of(CLEAN)
+    obs = analysis.observations
+    moved = analysis.history.mappings.filter(pl.col("set_by").is_not_null())["set_by"].max()
+    early = int(obs.commands.filter(pl.col("seq") < moved)["seq"][-1]) - 1
+    at_end = last_save(obs)["seq"]
+    events = more(obs.vm_events.filter(pl.col("seq") != at_end), _snapshot(obs, early))
+    obs = replace(obs, vm_events=events)
+
+    assert not of(again(analysis, _restored(analysis, saved(analysis.history, 0, early), obs)), "ITS601")
+
+
 # --- ITS602
 
 
