@@ -83,8 +83,12 @@ class DumpError(CaptureError):
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One place at which a capture is cut short or damaged, and what was done about it."""
+    """One place at which a capture is cut short or damaged, and what was done about it.
+
+    `disorder`: nothing is missing; records came with times that ran backwards.
+    """
 
     offset_bytes: int | None
     cpu: int | None
     problem: str
+    disorder: bool = False

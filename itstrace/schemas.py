@@ -231,6 +231,23 @@ CONTRADICTIONS = pl.Schema(
     {**_WHEN, "probe": pl.String, "partner": pl.String, "what": pl.String, "field": pl.String}
 )
 
+#: One row per record that is stamped in an order in which it cannot have happened. `what`: run (two runs of one vCPU,
+#: on different CPUs, overlap), guest (KVM worked for a vCPU while the same CPU had it in the guest), command (one that
+#: its queue has behind another is stamped before it). `by_ns`: how far at least the two clocks disagree.
+DISORDER = pl.Schema(
+    {
+        "what": pl.String,
+        "seq": pl.UInt64,
+        "time_ns": pl.Int64,
+        "cpu": pl.UInt16,
+        "pid": pl.Int32,
+        "other_seq": pl.UInt64,
+        "other_ns": pl.Int64,
+        "other_cpu": pl.UInt16,
+        "by_ns": pl.Int64,
+    }
+)
+
 #: One row per note written into the trace.
 MARKERS = pl.Schema({**_WHEN, "text": pl.String})
 

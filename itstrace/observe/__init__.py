@@ -15,6 +15,7 @@ from itstrace.observe.events_file import load_events
 from itstrace.observe.evidence import lines
 from itstrace.observe.identity import Identity, identify
 from itstrace.observe.matching import BUILT_IN, Catalogue, How
+from itstrace.observe.order import disorder
 from itstrace.observe.runs import Runs
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class Observations:
     folds: pl.DataFrame
     #: Returns of fills: seq, time_ns, pid, intid.
     fill_returns: pl.DataFrame
+    #: Records stamped in an order in which they cannot have happened.
+    disorder: pl.DataFrame
     #: The capture's event that feeds each probe.
     fed_by: dict[str, str]
     #: By what that event was found.
@@ -135,6 +138,7 @@ def from_raw(raw: Raw, identity: Identity) -> Observations:
         contradictions=calls.contradictions(raw, ran),
         folds=identity.with_vm(raw["fold"]).select("seq", "time_ns", "vm", "vcpu", "used"),
         fill_returns=raw["fill_end"].select("seq", "time_ns", "pid", "intid"),
+        disorder=disorder(raw, taken),
         fed_by=raw.events,
         found_by=raw.found_by,
         remarks=raw.remarks,

@@ -39,6 +39,8 @@ class Place(StrEnum):
     TRACEPOINT = "tracepoint"  # not in a function of its own
 
 
+#: The first kernel whose probes take names of arguments, in returns too. Kernel: kernel/trace/trace_probe.c (v6.9)
+_NAMED_ARGUMENTS = (6, 9)
 _PLACE_WORDS = {Place.RETURN: ", return", Place.INSIDE: ", inside its loop"}
 
 
@@ -68,7 +70,8 @@ class Column:
 class Probe:
     """One place in KVM: our name, the events that record it (the best first), its columns, and where it stands.
 
-    `source`: who says it; a capture has either KVM's probes or QEMU's own ITS.
+    `source`: who says it; a capture has either KVM's probes or QEMU's own ITS. `record`: how to define the best of the
+    events, and how on 7.0 and newer; empty where it cannot be said without the very build.
     """
 
     name: str
@@ -80,6 +83,25 @@ class Probe:
     #: column is one that nobody needs.
     arguments: tuple[str, ...] = ()
     source: str = "KVM"
+    record: tuple[str, str] = ("", "")
+
+    def definition(self, release: tuple[int, int] | None) -> str | None:
+        """The line for tracefs' `dynamic_events` that defines the event; None where there is none for this kernel.
+
+        What depends on the build is in capitals: the offset VGIC_LR of vgic_lr[] in struct kvm_vcpu; and INTID, that of
+        intid in struct vgic_irq, where the kernel is not known.
+        """
+        if release is not None and release < _NAMED_ARGUMENTS:
+            return None
+        newer = release is not None and release >= (7, 0)
+        line = self.record[newer]
+        # Kernel: vgic.h:struct vgic_irq of 6.12.107 and 7.3.4
+        offsets = {
+            "intid": "INTID" if release is None else 4 if newer else 56,
+            "lr0": "VGIC_LR",
+            **{f"lr{n}": f"VGIC_LR+{8 * n}" for n in (1, 2, 3)},
+        }
+        return line.format(**offsets) or None
 
     @property
     def kernel(self) -> str:
@@ -110,6 +132,7 @@ def _probe(name: str, table: dict[str, Any]) -> Probe:
         Place(table.get("at", Place.ENTRY)),
         tuple(columns),
         tuple(table.get("arguments", ())),
+        record=(table.get("record", ""), table.get("record_7", table.get("record", ""))),
     )
 
 

@@ -34,6 +34,7 @@ class _Batch:
     size_bytes: int  # of the whole queue
     slots: list[int]
     end: int | None  # creadr when it ended, where that was recorded
+    queue: int | None = None  # the last write of CBASER before it
 
 
 def boundaries(raw: Raw) -> pl.DataFrame:
@@ -139,10 +140,14 @@ def _in_order(rows: pl.DataFrame, raw: Raw) -> pl.DataFrame:
     )
     place: dict[int, int] = {}
     lost: set[tuple[int, int]] = set()
+    # Writing CBASER starts the queue anew: what comes after never belongs before.
+    begun = before(begun, raw["write_cbaser"], "its", queue="seq")
     for _, mine in begun.sort("seq").group_by("its", maintain_order=True):
         batches = [
-            _Batch(seq, creadr, ((cbaser & 0xFF) + 1) * 4096, slots.get(seq, []), end)
-            for seq, cbaser, creadr, end in mine.select("seq", "cbaser", "creadr", "batch_end").iter_rows()
+            _Batch(seq, creadr, ((cbaser & 0xFF) + 1) * 4096, slots.get(seq, []), end, queue)
+            for seq, cbaser, creadr, end, queue in mine.select(
+                "seq", "cbaser", "creadr", "batch_end", "queue"
+            ).iter_rows()
         ]
         stamps = iter(sorted(b.seq for b in batches))
         for batch, broken in _chain(batches):
@@ -171,8 +176,12 @@ def _chain(batches: list[_Batch]) -> Iterator[tuple[_Batch, bool]]:
     """
     waiting = list(batches)
     expected: int | None = None
+    queue: int | None = None
     while waiting:
-        near = waiting[:_REACH]
+        near = [b for b in waiting[:_REACH] if b.queue == waiting[0].queue]
+        if near[0].queue != queue and near[0].start != expected:
+            expected = None  # CBASER was written: the queue is another, or was restored
+        queue = near[0].queue
         chosen = next((b for b in near if expected is None or b.start == expected), None)
         broken = chosen is None and near[0].start != 0
         batch = chosen or near[0]

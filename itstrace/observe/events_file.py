@@ -24,7 +24,7 @@ _EVENT: Final = re.compile(r"(?:[^\s:]+:)?[^\s:]+")
 _FIELD: Final = re.compile(r"[^\W\d]\w*(?:\[\d{1,4}\])?")
 #: What the built-in table says of a column besides; a copy of it may stand in a user's file, unchanged.
 _BUILT_IN_KEYS: Final = ("type", "required", "expected", "narrow")
-_PLACE_KEYS: Final = ("function", "at", "arguments")
+_PLACE_KEYS: Final = ("function", "at", "arguments", "record", "record_7")
 _RANGES: Final[dict[type[pl.DataType], tuple[int, int]]] = {
     pl.UInt64: (0, (1 << 64) - 1), pl.UInt32: (0, (1 << 32) - 1), pl.Int32: (-(1 << 31), (1 << 31) - 1),
 }  # fmt: skip

@@ -14,6 +14,7 @@ import polars as pl
 
 from itstrace import schemas
 from itstrace.observe.joins import after, before
+from itstrace.observe.runs import NEVER
 
 if TYPE_CHECKING:
     from itstrace.observe.collect import Raw
@@ -54,6 +55,8 @@ _ALIVE = (
     "save_pending",
 )
 
+#: GITS_TRANSLATER lies 0x10040 above the base of the ITS. Spec: IHI 0069H, GITS_TRANSLATER.
+TRANSLATER_OFFSET = 0x1_0040
 #: GITS registers lie in the first 64 KiB of the ITS's two frames. Spec: IHI 0069H, ITS memory map.
 _ITS_FRAME_MASK = 0xFFFF
 
@@ -177,6 +180,7 @@ def _lifetimes(raw: Raw, anchors: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFr
     vms += [_Vm(kvm=kvm) for kvm in kvms if kvm not in current]
     vms.sort(key=lambda vm: (vm.from_seq, min(vm.first_seq.values(), default=0)))
 
+    _learn_base(raw, vms)
     complete_at = _complete_its(raw)
     its_rows, vm_rows = [], []
     for index, vm in enumerate(vms):
@@ -197,6 +201,23 @@ def _lifetimes(raw: Raw, anchors: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFr
         pl.DataFrame(vm_rows, schema=schemas.VMS, orient="row"),
         pl.DataFrame(its_rows, schema=schemas.ITSS, orient="row"),
     )
+
+
+def _learn_base(raw: Raw, vms: list[_Vm]) -> None:
+    """Where a VM's only ITS lies, if no register of it was touched: below the doorbell that all its MSIs are sent to."""
+    for vm in vms:
+        if list(vm.its.values()) != [None]:
+            continue
+        until = min(
+            (later.from_seq for later in vms if later.kvm == vm.kvm and later.from_seq > vm.from_seq),
+            default=NEVER,
+        )
+        seq = pl.col("seq")
+        mine = raw["msi"].filter((pl.col("kvm") == vm.kvm) & (seq >= vm.from_seq) & (seq < until))
+        doorbells = mine.select("lo", "hi").unique().rows()
+        if len(doorbells) == 1:
+            low, high = doorbells[0]
+            vm.its = dict.fromkeys(vm.its, (high << 32 | low) - TRANSLATER_OFFSET)
 
 
 def _freed(raw: Raw) -> dict[int, int]:

@@ -11,14 +11,13 @@ import polars as pl
 
 from itstrace import schemas
 from itstrace.observe.collect import FIRST_LPI, Raw
+from itstrace.observe.identity import TRANSLATER_OFFSET
 from itstrace.observe.joins import after, before
 
 if TYPE_CHECKING:
     from itstrace.observe.identity import Identity
     from itstrace.observe.runs import Runs
 
-#: GITS_TRANSLATER lies 0x10040 above the base of the ITS. Spec: IHI 0069H, GITS_TRANSLATER.
-TRANSLATER_OFFSET = 0x1_0040
 #: How many list registers the probes show, at most.
 _SHOWN_LRS = 4
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import polars as pl
 
+from itstrace.errors import Damage
 from itstrace.readers.base import frame_schema, selection
 from itstrace.readers.tally import ReadThrough, Tally
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from itstrace.errors import Damage
     from itstrace.readers.base import Block, CaptureInfo, EventField, EventFormat, Wanted
 
 
@@ -73,6 +73,8 @@ class DescribedCapture(ReadThrough[Tally]):
     _formats: dict[str, EventFormat]
     #: found on opening
     _damage: list[Damage]
+    #: how its records can run backwards in time, and what was done about it
+    _backwards: ClassVar[str]
 
     @property
     def info(self) -> CaptureInfo:
@@ -94,8 +96,11 @@ class DescribedCapture(ReadThrough[Tally]):
         return self._complete().gaps_frame()
 
     def damage(self) -> list[Damage]:
-        """Where the file is cut short or damaged."""
-        return self._damage + self._complete().all_damage()
+        """Where the file is cut short or damaged, and whether times ran backwards in it."""
+        found = self._damage + self._complete().all_damage()
+        if count := self.disorder():
+            found.append(Damage(None, None, f"{count:,} {self._backwards}", disorder=True))
+        return found
 
     def disorder(self) -> int:
         """How many records had times that ran backwards where they must not; they got the time before them."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from itstrace.errors import UsageError
 from itstrace.model.profiles import PROFILES, profile_for_kernel
-from itstrace.replay.history import History, Note
+from itstrace.replay.history import History, Note, Restored
 from itstrace.replay.intervals import Recorder
 from itstrace.replay.saved import seeded_vm
 from itstrace.replay.vm import VmReplay
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from itstrace.observe import Observations
     from itstrace.seed import Seed
 
-__all__ = ["History", "Note", "replay"]
+__all__ = ["History", "Note", "Restored", "replay"]
 
 
 def replay(

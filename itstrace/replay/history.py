@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -38,13 +38,34 @@ class Note:
 
 
 @dataclass(slots=True)
+class Restored:
+    """What KVM read back of one ITS's tables (`restore_tables` at `seq`, over at `end_seq`), entry by entry.
+
+    By ICID the target, by DeviceID (event bits, address of the ITT), by (DeviceID, EventID) (INTID, ICID). `told`: the
+    entries were recorded.
+    """
+
+    vm: int
+    its: int
+    seq: int
+    time_ns: int
+    pid: int
+    end_seq: int
+    told: bool = False
+    collections: dict[int, int | None] = field(default_factory=dict)
+    devices: dict[int, tuple[int, int]] = field(default_factory=dict)
+    events: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class History:
     """Table history. Frames have the schemas of their names.
 
     `notes`: the model's effects that are no table changes (faults, mistakes, ignored writes), in order.
     `cleared`, `pending_bits`: LPIs whose latch a command cleared, or the pending table set (vm, intid, seq,
     time_ns, vcpu, latched, by). By VM: `profiles`, the model's profile; `flush_keeps_latch`, whether that profile
-    keeps an LPI's latch where a vCPU's LPIs are flushed; `vm_ends`, when its teardown begins (ns).
+    keeps an LPI's latch where a vCPU's LPIs are flushed; `vm_ends`, when its teardown begins (ns). `restored`: tables
+    that KVM read back, in order.
     """
 
     verdicts: pl.DataFrame
@@ -59,6 +80,7 @@ class History:
     profiles: dict[int, str]
     flush_keeps_latch: dict[int, bool]
     vm_ends: dict[int, int | None]
+    restored: list[Restored] = field(default_factory=list)
 
     def at(self, time_ns: int | None, vm: int | None = None) -> Tables:
         """Tables as of a time; None: the end, or just before each VM's teardown.

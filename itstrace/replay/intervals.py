@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from itstrace import schemas
-from itstrace.replay.history import History, Note
+from itstrace.replay.history import History, Note, Restored
 
 if TYPE_CHECKING:
     from itstrace.model.profiles import Profile
@@ -124,6 +124,7 @@ class Recorder:
         self.configurations = Table(schemas.CONFIGURATIONS, 2)
         self.verdicts: list[tuple[Any, ...]] = []
         self.notes: list[Note] = []
+        self.restored: list[Restored] = []
         self.latches: dict[str, list[tuple[Any, ...]]] = {"clear": [], "table": []}
 
     def latch(self, by: str, vm: int, intid: int, now: Now, *, latched: bool) -> None:
@@ -160,4 +161,5 @@ class Recorder:
             # 6.12.107.
             flush_keeps_latch=dict.fromkeys(ids, profile.name == "kvm-6.12"),
             vm_ends=dict(vms.select("vm", "end_ns").iter_rows()),
+            restored=sorted(self.restored, key=lambda one: one.seq),
         )

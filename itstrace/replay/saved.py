@@ -9,6 +9,7 @@ import polars as pl
 from itstrace.errors import UsageError
 from itstrace.gic import tables as layout
 from itstrace.gic.registers import decode_gits_baser
+from itstrace.replay.history import Restored
 from itstrace.replay.intervals import Now
 
 if TYPE_CHECKING:
@@ -35,10 +36,13 @@ def restore(vm: VmReplay, row: dict[str, Any]) -> None:
         return
     its = vm.gic.its[row["its"]]
     now = vm.now(row)
+    end = _restore_end(vm, row)
+    found = Restored(vm.vm, row["its"], row["seq"], row["time_ns"], row["pid"], end)
+    vm.rec.restored.append(found)
     reads = vm.obs.guest_reads.filter(
         (pl.col("pid") == row["pid"])
         & (pl.col("seq") > row["seq"])
-        & (pl.col("seq") < _restore_end(vm, row))
+        & (pl.col("seq") < end)
         & (pl.col("size_bytes") == _ENTRY_BYTES)
     )
     if reads.is_empty():
@@ -47,11 +51,14 @@ def restore(vm: VmReplay, row: dict[str, Any]) -> None:
     if device_table is None or collection_table is None:
         return
     devices, collections = decode_gits_baser(device_table), decode_gits_baser(collection_table)
+    found.told = True
     level2: dict[int, int] = {}
     for gpa, value in reads.select("gpa", "value").iter_rows():
         if collections.table_gpa <= gpa < collections.table_gpa + collections.size_bytes:
             cte = layout.decode_cte(value)
             if cte.valid:
+                # All ones: a collection that nothing has mapped yet.
+                found.collections[cte.icid] = None if cte.rdbase >= 0xFFFF_FFFF else cte.rdbase
                 vm.record(vm.gic.restore_collection(row["its"], cte.icid, cte.rdbase), now)
             continue
         if devices.table_gpa <= gpa < devices.table_gpa + devices.size_bytes:
@@ -62,13 +69,12 @@ def restore(vm: VmReplay, row: dict[str, Any]) -> None:
                 if entry.valid:
                     level2[entry.table_gpa] = index
             else:
-                _restore_device(vm, row["its"], index, value, now)
+                _restore_device(vm, found, index, value, now)
             continue
         page = gpa & ~0xFFFF
         if page in level2:
-            _restore_device(
-                vm, row["its"], level2[page] * _PAGE_ENTRIES + (gpa - page) // _ENTRY_BYTES, value, now
-            )
+            index = level2[page] * _PAGE_ENTRIES + (gpa - page) // _ENTRY_BYTES
+            _restore_device(vm, found, index, value, now)
             continue
         for device in its.devices.values():
             if device.itt_gpa is not None and device.event_bits is not None:
@@ -77,6 +83,7 @@ def restore(vm: VmReplay, row: dict[str, Any]) -> None:
                     ite = layout.decode_ite(value)
                     if ite.valid:
                         event = offset // _ENTRY_BYTES
+                        found.events[device.device_id, event] = (ite.intid, ite.icid)
                         vm.record(
                             vm.gic.restore_event(row["its"], device.device_id, event, ite.intid, ite.icid),
                             now,
@@ -87,10 +94,11 @@ def restore(vm: VmReplay, row: dict[str, Any]) -> None:
     its.complete = True
 
 
-def _restore_device(vm: VmReplay, its: int, device_id: int, value: int, now: Now) -> None:
+def _restore_device(vm: VmReplay, found: Restored, device_id: int, value: int, now: Now) -> None:
     dte = layout.decode_dte(value)
     if dte.valid:
-        vm.record(vm.gic.restore_device(its, device_id, dte.itt_gpa, dte.event_bits), now)
+        found.devices[device_id] = (dte.event_bits, dte.itt_gpa)
+        vm.record(vm.gic.restore_device(found.its, device_id, dte.itt_gpa, dte.event_bits), now)
 
 
 def _restore_end(vm: VmReplay, row: dict[str, Any]) -> int:

@@ -51,6 +51,12 @@ __all__ = [
     "settings_known",
 ]
 
+#: The rule that finds clocks which disagree; then nothing that rests on the order of CPUs is certain.
+CLOCKS = "ITS904"
+_CLOCKS_DOUBT = (
+    f"The clocks of the capture disagree ({CLOCKS}), so that the order of what two CPUs did may be another."
+)
+
 for _module in sorted(
     module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith("its")
 ):
@@ -130,6 +136,9 @@ def check(
     found = one_per_cause(found)
     if not losses_told:
         found = [_at_best_likely(finding) for finding in found]
+    if any(one.code == CLOCKS and one.severity is not Severity.NOTE for one in found):
+        # What a guest put into its queue stays in that order.
+        found = [one if one.kind is Kind.GUEST else _in_doubt(one, _CLOCKS_DOUBT) for one in found]
     found.sort(key=lambda f: (f.severity.rank, f.kind.rank, f.confidence.rank, f.code, f.time_ns or 0))
     found = linked(named(found), rules)
     found = [replace(one, known_bugs=known_bugs(one, kernel)) for one in found]
@@ -138,15 +147,17 @@ def check(
 
 def _at_best_likely(finding: Finding) -> Finding:
     """What a finding is worth where records may be missing unsaid: a life that ends in silence is no error then."""
-    if finding.kind is Kind.EVIDENCE:
-        return finding
     if finding.kind is Kind.LIFE and finding.severity is Severity.ERROR:
         finding = replace(finding, severity=Severity.WARNING)
-    return replace(
-        finding,
-        confidence=max(finding.confidence, Confidence.LIKELY, key=lambda each: each.rank),
-        doubt=finding.doubt or "This form of capture does not tell whether records were lost.",
-    )
+    return _in_doubt(finding, "This form of capture does not tell whether records were lost.")
+
+
+def _in_doubt(finding: Finding, doubt: str) -> Finding:
+    """A finding that is not certain, for a reason that holds for all; those about the evidence itself stay."""
+    if finding.kind is Kind.EVIDENCE:
+        return finding
+    confidence = max(finding.confidence, Confidence.LIKELY, key=lambda each: each.rank)
+    return replace(finding, confidence=confidence, doubt=finding.doubt or doubt)
 
 
 def _with_evidence(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.rules.registry import rule
-from itstrace.units import duration, times
+from itstrace.units import duration, seconds, times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +41,7 @@ def lost_records(case: Case) -> Iterator[Finding]:
         yield case.finding(
             "This text does not tell whether records were lost; findings that rest on what is not in it are likely at best.",
             severity=Severity.NOTE,
+            mechanism="losses are not told",
             advice="Analyze the perf.data itself, or print it with `perf script --show-lost-events`.",
         )
     if gaps.is_empty():
@@ -53,9 +54,18 @@ def lost_records(case: Case) -> Iterator[Finding]:
     span = sum(
         (b - a) for a, b in gaps.select("from_ns", "to_ns").iter_rows() if a is not None and b is not None
     )
+    longest = max(
+        (row for row in gaps.iter_rows(named=True) if None not in (row["from_ns"], row["to_ns"])),
+        key=lambda row: row["to_ns"] - row["from_ns"],
+        default=None,
+    )
     yield case.finding(
         f"{count}{more} were lost, {times(gaps.height)}, on CPU {', '.join(str(cpu) for cpu in gaps['cpu'].unique().sort())}; "
         f"{duration(span)} in all.",
+        mechanism="the buffers overran",
+        worst=""
+        if longest is None
+        else f"{duration(longest['to_ns'] - longest['from_ns'])} of CPU {longest['cpu']} from {seconds(longest['from_ns'])} on",
         time_ns=starts.min() if starts.len() else None,
         end_ns=gaps["to_ns"].max(),
         count=gaps.height,

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.observe import OBSERVATIONS, PROBES
+from itstrace.observe.catalogue import Place
+from itstrace.rules.known_bugs import version_of
 from itstrace.rules.registry import rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from itstrace.rules.case import Case
 
@@ -34,7 +36,8 @@ def missing_observation(case: Case) -> Iterator[Finding]:
     which events were recorded: one that never fired looks the same there.
 
     ## What to do
-    Record the functions named in the message: each is a kprobe or kretprobe on that function of KVM.
+    Record the functions named in the message: each is a kprobe or kretprobe on that function of KVM. The finding has the
+    definitions, ready to be written into tracefs, for kernels that take names of arguments (6.9 and newer).
     """
     lacking = sorted({name for names in case.skipped.values() for name in names})
     for name in lacking:
@@ -44,17 +47,64 @@ def missing_observation(case: Case) -> Iterator[Finding]:
         if not ways:
             yield case.finding(
                 f"{name} ({observation.what}) is nothing that a log of {case.host} tells, so {', '.join(codes)} could not run.",
+                mechanism=f"{name} cannot be told",
                 count=len(codes),
                 advice=f"Nothing: {case.host}'s ITS hands an LPI straight to its redistributor. Record the guest on KVM to "
                 "see these.",
             )
             continue
-        missing = [probe for probe in ways[0] if probe not in case.observations.fed_by]
+        # Of several ways the one that misses least, and can be told.
+        missing = min(
+            ([probe for probe in way if probe not in case.observations.fed_by] for way in ways),
+            key=lambda probes: (sum(not _definition(case, probe) for probe in probes), len(probes)),
+        )
         wanted = ", ".join(f"{PROBES[probe].events[0]} ({PROBES[probe].kernel})" for probe in missing)
         # Text cannot tell an event that never fired from one that was not recorded.
         absent = "was not recorded" if case.observations.described else "never happened, or was not recorded"
         yield case.finding(
             f"{name} ({observation.what}) {absent}, so {', '.join(codes)} could not run. Missing: {wanted}.",
             count=len(codes),
-            **({"advice": 'Record with -trace "gicv3_its_*".'} if case.host == "QEMU" else {}),
+            capture_next="\n".join(filter(None, (_definition(case, probe) for probe in missing))),
+            advice='Record with -trace "gicv3_its_*".' if case.host == "QEMU" else _advice(case, missing),
         )
+
+
+def _definition(case: Case, probe: str) -> str:
+    """What to write to record a probe: a line for dynamic_events, or the name of a tracepoint; empty where it is not known."""
+    known = PROBES[probe]
+    if known.place is Place.TRACEPOINT:
+        return f"-e {known.events[0]}"
+    version = version_of(case.kernel)
+    return known.definition(None if version is None else version[:2]) or ""
+
+
+def _advice(case: Case, missing: Sequence[str]) -> str:
+    """Commands that record the missing probes, as far as they can be told for the capture's kernel."""
+    lines = [line for probe in missing if (line := _definition(case, probe))]
+    events = [line for line in lines if line.startswith("-e ")]
+    defined = [line for line in lines if not line.startswith("-e ")]
+    groups = sorted({line.split()[0].partition(":")[2].partition("/")[0] for line in defined})
+    said = []
+    if defined:
+        said.append(
+            "As root on the host: "
+            + "; ".join(f"echo '{line}' >> /sys/kernel/tracing/dynamic_events" for line in defined)
+        )
+        offsets = {"VGIC_LR": "of vgic_lr[] in struct kvm_vcpu", "INTID": "of intid in struct vgic_irq"}
+        said += [
+            f"{word} is the offset {what} of that very kernel (pahole, from its BTF)"
+            for word, what in offsets.items()
+            if any(word in line for line in defined)
+        ]
+    if lines:
+        chosen = " ".join([*(f"-e {group}" for group in groups), *events])
+        said.append(f"Record with trace-cmd record -C mono {chosen}, besides what was recorded")
+    unknown = [PROBES[probe] for probe in missing if not _definition(case, probe)]
+    if unknown:
+        functions = ", ".join(dict.fromkeys(one.kernel for one in unknown))
+        said.append(
+            f"Put a probe on {functions}: this kernel takes registers and offsets only, which differ by build"
+            if case.kernel
+            else f"Put a probe on {functions}"
+        )
+    return ". ".join(said) + ". docs/recording.md has a whole set."

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from itstrace.rules.case import Case
 
 
+#: Other problems that a message names.
+_SHOWN = 2
+
+
 @rule("ITS905", kind=Kind.EVIDENCE, severity=Severity.WARNING)
 def damaged_capture(case: Case) -> Iterator[Finding]:
     """The capture file is cut short or damaged; what could be read was used.
@@ -33,13 +37,17 @@ def damaged_capture(case: Case) -> Iterator[Finding]:
     ## What to do
     Copy the file again and compare its size and checksum with the original.
     """
-    if not case.damage:
+    places = [place for place in case.damage if not place.disorder]  # that is ITS904
+    if not places:
         return
-    first = case.damage[0]
+    first = places[0]
     whose = f"CPU {first.cpu}, " if first.cpu is not None else ""
     where = f"{whose}byte {first.offset_bytes}" if first.offset_bytes is not None else f"{whose}somewhere"
-    more = f" And {len(case.damage) - 1} more places." if len(case.damage) > 1 else ""
+    others = list(dict.fromkeys(place.problem for place in places[1:]))
+    shown = "; ".join(others[:_SHOWN])
+    more = f" And {len(places) - 1} more: {shown}{'; ...' if len(others) > _SHOWN else ''}." if others else ""
     yield case.finding(
-        f"The file is damaged ({times(len(case.damage))}), first at {where}: {first.problem}.{more}",
-        count=len(case.damage),
+        f"The file is damaged ({times(len(places))}), first at {where}: {first.problem}.{more}",
+        mechanism="damaged file",
+        count=len(places),
     )

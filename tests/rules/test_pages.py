@@ -31,7 +31,14 @@ def test_no_file_holds_two_rules() -> None:
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.code)
 def test_the_hundreds_are_the_kind(rule: Rule) -> None:
-    kinds = {"1": Kind.GUEST, "2": Kind.HOST, "3": Kind.LIFE, "4": Kind.HOST, "9": Kind.EVIDENCE}
+    kinds = {
+        "1": Kind.GUEST,
+        "2": Kind.HOST,
+        "3": Kind.LIFE,
+        "4": Kind.HOST,
+        "6": Kind.HOST,
+        "9": Kind.EVIDENCE,
+    }
 
     assert rule.kind == kinds[rule.code[3]]
 

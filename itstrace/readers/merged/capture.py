@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import polars as pl
 
-from itstrace.errors import Damage
 from itstrace.readers.base import Capture, CaptureInfo, selection
 from itstrace.readers.merged.agree import agree
 from itstrace.readers.merged.doubles import Doubles, find_doubles
@@ -21,6 +21,7 @@ from itstrace.units import seconds
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from itstrace.errors import Damage
     from itstrace.readers.base import Block, EventFormat, Wanted
 
 _T = TypeVar("_T")
@@ -136,7 +137,7 @@ class MergedCapture(Capture):
     def damage(self) -> list[Damage]:
         """Where the files are cut short or damaged; each place names its file."""
         return [
-            Damage(place.offset_bytes, place.cpu, f"{part.info.path.name}: {place.problem}")
+            replace(place, problem=f"{part.info.path.name}: {place.problem}")
             for part in self._parts
             for place in part.damage()
         ]

@@ -34,6 +34,8 @@ class PerfData(DescribedCapture):
     Source: tools/perf/Documentation/perf.data-file-format.txt (v6.12)
     """
 
+    _backwards = "samples came too late in the file for their time; they got the time before them"
+
     @classmethod
     def open(cls, source: Source | Path | str) -> PerfData:
         """Open a file.
@@ -105,9 +107,6 @@ class PerfData(DescribedCapture):
                 yield block
         samples.finish()
         others.finish(stream.holes)
-        if tally.disorder:
-            problem = f"{tally.disorder} samples came too late in the file for their time; they got the time before them"
-            tally.bad(None, None, problem)
         self._comms, self._tally = others.comms, tally
 
     # -- opening ---------------------------------------------------------------------------------------------

@@ -228,11 +228,13 @@ class Tally(Reading):
 
     def all_damage(self) -> list[Damage]:
         """What of the text could not be used, or not trusted."""
-        said = {
-            "lines are older than what was printed long before them, and are taken to be of that time": self.disorder,
-            "lines have names beyond the 4,096 that a text may have": self.more_names,
-        }
-        found = [Damage(None, None, f"{count:,} {what}") for what, count in said.items() if count]
+        found = []
+        if self.disorder:
+            what = "lines are older than what was printed long before them, and are taken to be of that time"
+            found.append(Damage(None, None, f"{self.disorder:,} {what}", disorder=True))
+        if self.more_names:
+            what = f"{self.more_names:,} lines have names beyond the 4,096 that a text may have"
+            found.append(Damage(None, None, what))
         if self.torn_at is not None:
             line, offset = self.torn_at
             what = f"{self.torn:,} lines are cut short, the first is line {line:,}"

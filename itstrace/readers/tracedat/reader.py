@@ -33,6 +33,10 @@ class TraceDat(DescribedCapture):
     Source: trace-cmd.dat.v6(5), trace-cmd.dat.v7(5)
     """
 
+    _backwards = (
+        "records are stamped before those ahead of them in their CPU's buffer; they got the time of these"
+    )
+
     @classmethod
     def open(cls, source: Source | Path | str, *, buffer: str | None = None) -> TraceDat:
         """Open a file; `buffer` reads that instance alone, else the top buffer and all that share its clock.
