@@ -124,6 +124,7 @@ class Recorder:
         self.configurations = Table(schemas.CONFIGURATIONS, 2)
         self.verdicts: list[tuple[Any, ...]] = []
         self.notes: list[Note] = []
+        self.written: list[tuple[Any, ...]] = []
         self.latches: dict[str, list[tuple[Any, ...]]] = {"clear": [], "table": []}
 
     def latch(self, by: str, vm: int, intid: int, now: Now, *, latched: bool) -> None:
@@ -152,6 +153,7 @@ class Recorder:
             mappings=self.mappings.frame(),
             targets=self.targets.frame(),
             configurations=self.configurations.frame(),
+            written=pl.DataFrame(self.written, schema=schemas.WRITTEN, orient="row"),
             cleared=cleared,
             pending_bits=bits,
             notes=self.notes,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.rules import _faults
+from itstrace.rules._faults import SKIPPED
 from itstrace.rules.registry import rule
 
 if TYPE_CHECKING:
@@ -14,7 +15,13 @@ if TYPE_CHECKING:
     from itstrace.rules.case import Case
 
 
-@rule("ITS102", kind=Kind.GUEST, severity=Severity.ERROR, needs=("COMMANDS",))
+@rule(
+    "ITS102",
+    kind=Kind.GUEST,
+    severity=Severity.ERROR,
+    needs=("COMMANDS",),
+    guest_sees=SKIPPED,
+)
 def unmapped_event(case: Case) -> Iterator[Finding]:
     """A command works on an event that nothing maps.
 
