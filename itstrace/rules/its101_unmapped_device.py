@@ -40,7 +40,7 @@ def unmapped_device(case: Case) -> Iterator[Finding]:
 
     ## When it is wrong
     Where the capture begins after the MAPD, or commands were lost: then the device is assumed to be mapped,
-    and the rule is silent.
+    and the rule is silent. Where other records were lost meanwhile, it is likely only.
 
     ## What to do
     Look in `itstrace commands` for the device's last MAPD; compare the DeviceID with the device's requester

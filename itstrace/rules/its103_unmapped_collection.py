@@ -40,7 +40,7 @@ def unmapped_collection(case: Case) -> Iterator[Finding]:
 
     ## When it is wrong
     Where the capture begins after the MAPC, or commands were lost: then the collection is assumed to be
-    mapped, and the rule is silent.
+    mapped, and the rule is silent. Where other records were lost meanwhile, it is likely only.
 
     ## What to do
     Look in `itstrace commands` for the MAPC of this collection, and at which time the guest's CPU came up or
