@@ -39,7 +39,8 @@ def unmapped_event(case: Case) -> Iterator[Finding]:
 
     ## When it is wrong
     Where the capture begins after the MAPTI, or commands were lost: then the event is assumed to be mapped,
-    and the rule is silent. Where other records were lost meanwhile, it is likely only. A test guest may fire a discarded event on purpose.
+    and the rule is silent. Where other records were lost meanwhile, it is likely only.
+    A test guest may fire a discarded event on purpose.
 
     ## What to do
     Look in `itstrace commands` for the last MAPTI and DISCARD of this event, and in the guest's driver for
