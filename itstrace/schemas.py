@@ -66,6 +66,10 @@ COMMANDS = pl.Schema(
     }
 )
 
+#: One row per slot of a command queue that KVM went past without a command being recorded, in the call that began at
+#: `seq` and was over at `end_ns` (null: not known): a read that failed, or lost records.
+SKIPPED_SLOTS = pl.Schema({**_WHEN, "end_ns": pl.Int64, "vm": pl.UInt16, "its": pl.UInt16, "slot": pl.UInt32})
+
 #: One row per write to a register of an ITS; `offset` within its frame. `user`: by the VMM, not the guest.
 REGISTER_WRITES = pl.Schema(
     {
@@ -304,6 +308,19 @@ TARGETS = pl.Schema({"vm": pl.UInt16, "intid": pl.UInt32, "target_vcpu": pl.Int3
 #: One row per interval in which KVM held one configuration of an LPI.
 CONFIGURATIONS = pl.Schema(
     {"vm": pl.UInt16, "intid": pl.UInt32, "enabled": pl.Boolean, "priority": pl.UInt8, **_INTERVAL}
+)
+
+#: One row per LPI configuration that an image of guest memory holds of an LPI that KVM knew then: what the guest had
+#: written, whether or not KVM had read it. `seq` is the image's place among the records.
+WRITTEN = pl.Schema(
+    {
+        "vm": pl.UInt16,
+        "seq": pl.UInt64,
+        "time_ns": pl.Int64,
+        "intid": pl.UInt32,
+        "enabled": pl.Boolean,
+        "priority": pl.UInt8,
+    }
 )
 
 #: One row per command: what it says and what the model makes of it. `verdict`: ok, fault, ignored,

@@ -1,7 +1,8 @@
 """Seeds: what a dump says that the tables held at one instant, for captures that begin mid-life.
 
 `--seed DUMP[@T]`: the dump is the kernel's own word as of T (where no T is given, as of the capture's start).
-Several seeds are one where each knows another part: `vgic-state` the LPIs, table images the rest.
+Several seeds are one where each knows another part: `vgic-state` the LPIs, table images the rest. Images also hold the
+guest's own LPI configuration table, and so does raw memory (`guest-ram-GPA.bin`): not what KVM knows, but what it should.
 """
 
 from __future__ import annotations
@@ -14,11 +15,31 @@ import polars as pl
 
 from itstrace.errors import DumpError, UsageError
 from itstrace.readers.dumps import ItsState, VgicState, read_dump
-from itstrace.saved_tables import tables_of_images
+from itstrace.readers.images import is_guest_ram, read_guest_ram
+from itstrace.saved_tables import guest_properties, tables_of_images
 from itstrace.tables import LPI_ROWS, Tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    from itstrace.readers.images import MemoryImage
+
+
+@dataclass(frozen=True, slots=True)
+class GuestMemory:
+    """Guest memory as of one instant. `at_ns` None: as of the seed's. `propbaser`: GICR_PROPBASER, where the dump tells."""
+
+    memory: MemoryImage
+    at_ns: int | None
+    propbaser: int | None = None
+
+    def properties(self, propbaser: int | None, intids: Iterable[int]) -> dict[int, tuple[bool, int]]:
+        """What the guest's configuration table says of LPIs: (enabled, priority) by INTID, where it is in the image.
+
+        `propbaser` is the capture's, for an image that does not tell its own.
+        """
+        base = self.propbaser if self.propbaser is not None else propbaser
+        return guest_properties(self.memory, base, intids) or {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +57,16 @@ class Seed:
     #: The device and collection tables are whole: what they lack is not mapped. `vgic-its-state` leaves out what has
     #: no event.
     whole: bool = False
+    #: Images of guest memory, which may be of other instants than the tables.
+    memory: tuple[GuestMemory, ...] = ()
+    #: KVM itself said what it knows of LPIs (vgic-state); else their configuration is what the guest's memory says.
+    kernel_lpis: bool = False
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether it says anything of the tables, and not of memory alone."""
+        known = self.tables
+        return any(one is not None for one in (known.devices, known.collections, known.events, known.lpis))
 
 
 def split_seed(spec: str) -> tuple[Path, str | None]:
@@ -69,20 +100,23 @@ def read_seed(path: Path, at_ns: int | None) -> Seed:
 
     Raises: DumpError where it cannot be read, or does not tell the tables.
     """
+    if is_guest_ram(path):
+        return Seed(Tables(), at_ns, (path,), memory=(GuestMemory(read_guest_ram(path), at_ns),))
     dump = read_dump(path)
     if isinstance(dump, VgicState):
-        return Seed(dump.tables, at_ns, (path,))
+        return Seed(dump.tables, at_ns, (path,), kernel_lpis=True)
     if isinstance(dump, ItsState):
         return Seed(dump.tables, at_ns, (path,), dump.base_gpa)
     saved = tables_of_images(dump)
     if saved.tables.events is None:
         raise DumpError(path, saved.problems[0], expected="images of the device table and of the ITTs")
     whole = saved.tables.devices is not None and saved.tables.collections is not None and not saved.problems
-    return Seed(saved.tables, at_ns, (path,), whole=whole)
+    memory = GuestMemory(dump.memory, at_ns, dump.propbaser)
+    return Seed(saved.tables, at_ns, (path,), whole=whole, memory=(memory,))
 
 
 def combine_seeds(seeds: Sequence[Seed]) -> Seed | None:
-    """Several seeds of one instant as one; None where there is none.
+    """Several seeds of one instant as one; None where there is none. Raw memory may be of any instant.
 
     What KVM itself says of an LPI goes before what the guest's memory says of it; table images go before
     `vgic-its-state`, which leaves out what has no event.
@@ -90,7 +124,8 @@ def combine_seeds(seeds: Sequence[Seed]) -> Seed | None:
     """
     if not seeds:
         return None
-    if len({seed.at_ns for seed in seeds}) > 1:
+    tables_of = [seed for seed in seeds if seed.has_tables]
+    if len({seed.at_ns for seed in tables_of}) > 1:
         raise UsageError("the seeds are of different instants", advice="give each the same @T")
     bases = {seed.base_gpa for seed in seeds if seed.base_gpa is not None}
     if len(bases) > 1:
@@ -105,8 +140,15 @@ def combine_seeds(seeds: Sequence[Seed]) -> Seed | None:
         lpis=_merged([one.lpis for one in known]),
     )
     sources = tuple(path for seed in seeds for path in seed.sources)
-    whole = any(seed.whole for seed in seeds)
-    return Seed(tables, seeds[0].at_ns, sources, next(iter(bases), None), whole)
+    return Seed(
+        tables,
+        (tables_of or seeds)[0].at_ns,
+        sources,
+        next(iter(bases), None),
+        whole=any(seed.whole for seed in seeds),
+        memory=tuple(image for seed in seeds for image in seed.memory),
+        kernel_lpis=any(seed.kernel_lpis for seed in seeds),
+    )
 
 
 def _fullest(frames: Sequence[pl.DataFrame | None]) -> pl.DataFrame | None:

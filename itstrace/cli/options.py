@@ -30,7 +30,9 @@ Seeds = Annotated[
         "--seed",
         metavar="DUMP[@T]",
         help="What the tables held at T (the start, if not said): a vgic-state, a vgic-its-state@... or a "
-        "folder of table images. For a capture that begins mid-life; may be given several times.",
+        "folder of table images. For a capture that begins mid-life; may be given several times. Raw guest memory "
+        "(guest-ram-GPA.bin, .zst) tells what the guest had configured at T (the VM's end, if not said and it began within "
+        "the capture).",
     ),
 ]
 Events = Annotated[

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from itstrace import schemas
 from itstrace.observe import calls, interrupts, qemu, state
 from itstrace.observe.catalogue import OBSERVATIONS, PROBES, Observation
 from itstrace.observe.collect import Raw, collect
-from itstrace.observe.commands import commands
+from itstrace.observe.commands import commands, skipped_slots
 from itstrace.observe.events_file import load_events
 from itstrace.observe.evidence import lines
 from itstrace.observe.identity import Identity, identify
@@ -76,6 +77,8 @@ class Observations:
     _raw: Raw
     #: The capture describes all events that the host had; else an event that is not there may have been recorded.
     described: bool = True
+    #: Slots of the queue without a command (rows of SKIPPED_SLOTS).
+    skipped_slots: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=schemas.SKIPPED_SLOTS))
     #: By VM: a number that no vCPU of it reaches, where that is known.
     vcpu_limits: dict[int, int] = field(default_factory=dict)
 
@@ -144,6 +147,7 @@ def from_raw(raw: Raw, identity: Identity) -> Observations:
         remarks=raw.remarks,
         records={name: frame.height for name, frame in raw.frames.items() if frame.height},
         _raw=raw,
+        skipped_slots=skipped_slots(raw, identity, taken),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -102,9 +102,15 @@ def _from_probe(raw: Raw) -> pl.DataFrame:
 
 
 def _from_reads(raw: Raw) -> pl.DataFrame:
-    """Commands from kvm_read_guest: 32 bytes, between entry and return of vgic_its_process_commands on the same task."""
-    words = [pl.col(word).is_not_null() for word in ("dw0", "dw1", "dw2", "dw3")]
-    reads = raw["guest_read"].filter((pl.col("len") == COMMAND_BYTES) & pl.all_horizontal(words)).sort("seq")
+    """Commands from kvm_read_guest: 32 bytes, between entry and return of vgic_its_process_commands on the same task.
+
+    A read that failed may have left no words to record; its slot counts all the same.
+    """
+    words = ("dw0", "dw1", "dw2", "dw3")
+    failed = pl.col("ret").fill_null(0) != 0
+    whole = pl.all_horizontal(pl.col(word).is_not_null() for word in words)
+    reads = raw["guest_read"].filter((pl.col("len") == COMMAND_BYTES) & (whole | failed)).sort("seq")
+    reads = reads.with_columns(pl.col(word).fill_null(0) for word in words)
     reads = before(reads, raw["process"], begun="seq")
     reads = before(reads, raw["process_end"], ended="seq")
     reads = reads.filter(pl.col("begun").is_not_null() & (pl.col("begun") > pl.col("ended").fill_null(0)))
@@ -123,18 +129,57 @@ def _from_reads(raw: Raw) -> pl.DataFrame:
     )
 
 
+def skipped_slots(raw: Raw, identity: Identity, taken: pl.DataFrame) -> pl.DataFrame:
+    """Slots that a call of vgic_its_process_commands went past without a command.
+
+    Only where the probe inside its loop, which a failed read never reaches, is all that tells of commands; a return
+    probe of kvm_read_guest says itself that a read failed, and what it lacks was lost.
+    Shape: rows of SKIPPED_SLOTS.
+    """
+    rows: list[tuple[Any, ...]] = []
+    if raw["command"].height and not raw.gives("guest_read", "ret"):
+        mine = before(taken.select("pid", "seq", "slot"), raw["process"], batch_seq="seq")
+        slots: dict[int, list[int]] = dict(
+            mine.group_by("batch_seq").agg(pl.col("slot").sort_by("seq")).iter_rows()
+        )
+        calls = identity.with_its(identity.with_vm(_calls(raw))).drop_nulls("its")
+        for call in calls.iter_rows(named=True):
+            size_bytes = ((call["cbaser"] & 0xFF) + 1) * 4096
+            read = slots.get(call["seq"], [])
+            end = call["batch_end"]
+            if end is None:
+                end = (read[-1] + COMMAND_BYTES) % size_bytes if read else call["creadr"]
+            length = (end - call["creadr"]) % size_bytes
+            passed = {(call["creadr"] + at) % size_bytes for at in range(0, length, COMMAND_BYTES)}
+            head = (
+                call["seq"],
+                call["time_ns"],
+                call["cpu"],
+                call["pid"],
+                call["end_ns"],
+                call["vm"],
+                call["its"],
+            )
+            rows += [(*head, slot) for slot in sorted(passed.difference(read))]
+    return pl.DataFrame(rows, schema=schemas.SKIPPED_SLOTS, orient="row")
+
+
+def _calls(raw: Raw) -> pl.DataFrame:
+    """Calls of vgic_its_process_commands, with `batch_end` (creadr at the return) and `end_ns` where that was recorded."""
+    calls = after(raw["process"], raw["process_end"], ended="seq", batch_end="creadr", end_ns="time_ns")
+    calls = after(calls, raw["process"], following="seq")
+    returned = pl.col("following").is_null() | (pl.col("ended") < pl.col("following"))
+    return calls.with_columns(
+        pl.when(returned).then(pl.col(name)).alias(name) for name in ("batch_end", "end_ns")
+    )
+
+
 def _in_order(rows: pl.DataFrame, raw: Raw) -> pl.DataFrame:
     """Sort the commands of each ITS along the chain of its queue, and mark where the chain is broken.
 
     ITSs keep their places relative to each other by time. Adds `lost_before`.
     """
-    begun = after(raw["process"], raw["process_end"], ended="seq", batch_end="creadr")
-    begun = after(begun, raw["process"], following="seq")
-    begun = begun.with_columns(
-        batch_end=pl.when(pl.col("following").is_null() | (pl.col("ended") < pl.col("following"))).then(
-            "batch_end"
-        )
-    )
+    begun = _calls(raw)
     slots: dict[int, list[int]] = dict(
         rows.group_by("batch_seq").agg(pl.col("slot").sort_by("seq")).iter_rows()
     )

@@ -106,6 +106,11 @@ def read_saved_images(path: Path) -> SavedImages:
     )
 
 
+def is_guest_ram(path: Path) -> bool:
+    """Whether a file's name says that it is raw guest memory: `guest-ram-40f00000.bin.zst`."""
+    return _RAM_NAME.match(path.name) is not None and not path.is_dir()
+
+
 def read_guest_ram(path: Path, gpa: int | None = None) -> MemoryImage:
     """Read a stretch of raw guest memory, compressed (.zst) or not; `gpa` None: its name says where.
 

@@ -13,12 +13,12 @@ from itstrace.errors import UsageError
 from itstrace.model.profiles import PROFILES, profile_for_kernel
 from itstrace.replay.history import History, Note, Restored
 from itstrace.replay.intervals import Recorder
-from itstrace.replay.saved import seeded_vm
+from itstrace.replay.saved import imaged_vm, seeded_vm
 from itstrace.replay.vm import VmReplay
 
 if TYPE_CHECKING:
     from itstrace.observe import Observations
-    from itstrace.seed import Seed
+    from itstrace.seed import GuestMemory, Seed
 
 __all__ = ["History", "Note", "Restored", "replay"]
 
@@ -39,7 +39,13 @@ def replay(
         raise UsageError(f"there is no model profile {profile!r}", advice=f"one of {', '.join(PROFILES)}")
     chosen = PROFILES[profile] if profile else profile_for_kernel(kernel or "")
     recorder = Recorder()
-    seeded = None if seed is None else seeded_vm(observations, seed)
+    seeded = None if seed is None or not seed.has_tables else seeded_vm(observations, seed)
+    images: dict[int | None, list[GuestMemory]] = {}
+    for image in () if seed is None else seed.memory:
+        vm = imaged_vm(observations, image) if seeded is None else seeded
+        images.setdefault(vm, []).append(image)
     for row in observations.vms.iter_rows(named=True):
-        VmReplay(observations, row, chosen, recorder, seed if row["vm"] == seeded else None).run()
+        vm = row["vm"]
+        mine = seed if vm == seeded else None
+        VmReplay(observations, row, chosen, recorder, mine, images=images.get(vm, ())).run()
     return recorder.history(chosen, observations.vms)

@@ -62,6 +62,7 @@ class History:
     """Table history. Frames have the schemas of their names.
 
     `notes`: the model's effects that are no table changes (faults, mistakes, ignored writes), in order.
+    `written`: what images of guest memory say that the guest had configured.
     `cleared`, `pending_bits`: LPIs whose latch a command cleared, or the pending table set (vm, intid, seq,
     time_ns, vcpu, latched, by). By VM: `profiles`, the model's profile; `flush_keeps_latch`, whether that profile
     keeps an LPI's latch where a vCPU's LPIs are flushed; `vm_ends`, when its teardown begins (ns). `restored`: tables
@@ -74,6 +75,7 @@ class History:
     mappings: pl.DataFrame
     targets: pl.DataFrame
     configurations: pl.DataFrame
+    written: pl.DataFrame
     cleared: pl.DataFrame
     pending_bits: pl.DataFrame
     notes: list[Note]

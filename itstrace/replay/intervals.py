@@ -125,6 +125,7 @@ class Recorder:
         self.verdicts: list[tuple[Any, ...]] = []
         self.notes: list[Note] = []
         self.restored: list[Restored] = []
+        self.written: list[tuple[Any, ...]] = []
         self.latches: dict[str, list[tuple[Any, ...]]] = {"clear": [], "table": []}
 
     def latch(self, by: str, vm: int, intid: int, now: Now, *, latched: bool) -> None:
@@ -153,6 +154,7 @@ class Recorder:
             mappings=self.mappings.frame(),
             targets=self.targets.frame(),
             configurations=self.configurations.frame(),
+            written=pl.DataFrame(self.written, schema=schemas.WRITTEN, orient="row"),
             cleared=cleared,
             pending_bits=bits,
             notes=self.notes,

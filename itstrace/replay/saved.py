@@ -8,7 +8,7 @@ import polars as pl
 
 from itstrace.errors import UsageError
 from itstrace.gic import tables as layout
-from itstrace.gic.registers import decode_gits_baser
+from itstrace.gic.registers import GICR_PROPBASER, decode_gits_baser
 from itstrace.replay.history import Restored
 from itstrace.replay.intervals import Now
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from itstrace.observe import Observations
     from itstrace.replay.vm import VmReplay
-    from itstrace.seed import Seed
+    from itstrace.seed import GuestMemory, Seed
     from itstrace.tables import Tables
 
 _ENTRY_BYTES = 8
@@ -115,9 +115,9 @@ def _restore_end(vm: VmReplay, row: dict[str, Any]) -> int:
     return min((int(end) for end in ends if end is not None), default=2**63)  # type: ignore[arg-type]
 
 
-def seed_seq(vm: VmReplay, seed: Seed) -> int:
-    """The place of a seed among the records: before everything, or before the first record at or after its time."""
-    if seed.at_ns is None:
+def seed_seq(vm: VmReplay, at_ns: int | None) -> int:
+    """The place of an instant among the records: before everything, or before the first record at or after it."""
+    if at_ns is None:
         return 0
     frames = (
         vm.obs.commands,
@@ -126,7 +126,7 @@ def seed_seq(vm: VmReplay, seed: Seed) -> int:
         vm.obs.vm_events,
         vm.obs.queueings,
     )
-    later = [frame.filter(pl.col("time_ns") >= seed.at_ns)["seq"].min() for frame in frames]
+    later = [frame.filter(pl.col("time_ns") >= at_ns)["seq"].min() for frame in frames]
     return min((int(seq) for seq in later if seq is not None), default=2**63)  # type: ignore[arg-type]
 
 
@@ -139,16 +139,79 @@ def sow(vm: VmReplay, seed: Seed, row: dict[str, Any]) -> None:
             _sow_its(vm, its, given, now)
             # A dump that leaves out what has no event cannot say what is not mapped.
             vm.gic.its[its].complete |= seed.whole
+    queued = set(vm.mine(vm.obs.queueings).filter(pl.col("seq") < row["seq"])["intid"])
     for lpi in _rows(given.lpis, vm.vm, None):
         target = None if lpi["target_vcpu"] is None or lpi["target_vcpu"] < 0 else lpi["target_vcpu"]
         vm.gic.restore_lpi(lpi["intid"], enabled=lpi["enabled"], priority=lpi["priority"], target_vcpu=target)
         key = (vm.vm, lpi["intid"])
         if target is not None:
             vm.rec.targets.put(key, (target,), now)
-        if lpi["enabled"] is not None:
+        # Of what KVM had read the guest's memory says nothing, but where nothing else does.
+        held = vm.rec.configurations.open.get(key)
+        if lpi["enabled"] is not None and (seed.kernel_lpis or held is None or held.assumed):
             vm.rec.configurations.put(key, (lpi["enabled"], lpi["priority"]), now)
-        if lpi["pending"] is not None:
+        # The latch of an LPI that was queued before is known by that; a dump may be a little older than its time.
+        if lpi["pending"] is not None and lpi["intid"] not in queued:
             vm.rec.latch("table", vm.vm, lpi["intid"], now, latched=lpi["pending"])
+
+
+def image_seq(vm: VmReplay, image: GuestMemory) -> int:
+    """The place of an image of guest memory: before the teardown, at the latest.
+
+    Raw memory of which no time is told, of a VM that begins within the capture, is of its end.
+    """
+    end = 2**63 if vm.end_seq is None else vm.end_seq
+    last = image.at_ns is None and image.propbaser is None and vm.complete
+    return end if last else min(seed_seq(vm, image.at_ns), end)
+
+
+def look(vm: VmReplay, image: GuestMemory, row: dict[str, Any]) -> None:
+    """What the guest has written into its LPI configuration table, of the LPIs that KVM knows."""
+    told = image.properties(vm.gic.propbaser, sorted(vm.gic.lpis))
+    vm.rec.written += [(vm.vm, row["seq"], image.at_ns, intid, *values) for intid, values in told.items()]
+
+
+def imaged_vm(obs: Observations, image: GuestMemory) -> int | None:
+    """The VM that raw memory is of: the one that lived then, or of several the one whose LPIs it configures as KVM read.
+
+    Raises: UsageError where several fit equally well.
+    """
+    at_ns = image.at_ns
+    fits = [
+        vm
+        for vm, start_ns, end_ns in obs.vms.select("vm", "start_ns", "end_ns").iter_rows()
+        if at_ns is None or ((start_ns or 0) <= at_ns and (end_ns is None or at_ns <= end_ns + _EARLY_NS))
+    ]
+    if len(fits) > 1:
+        alike = {vm: _agreeing(obs, vm, image) for vm in fits}
+        fits = [vm for vm in fits if alike[vm] == max(alike.values())]
+    if len(fits) > 1:
+        raise UsageError(
+            f"the memory {image.memory.path} fits VMs {', '.join(map(str, fits))} alike",
+            advice="give an instant (IMAGE@T) at which only one of them lived",
+        )
+    return fits[0] if fits else None
+
+
+def _agreeing(obs: Observations, vm: int, image: GuestMemory) -> int:
+    """How many LPIs of a VM memory configures as KVM read them last."""
+    until = pl.lit(value=True) if image.at_ns is None else pl.col("time_ns") <= image.at_ns
+    mine = (pl.col("vm") == vm) & until
+    writes = obs.redistributor_writes.filter(
+        mine & pl.col("offset").is_between(GICR_PROPBASER, GICR_PROPBASER + 7)
+    )
+    base: int | None = None
+    for offset, value, size_bytes in writes.select("offset", "value", "size_bytes").iter_rows():
+        at = 8 * (offset - GICR_PROPBASER)
+        mask = (1 << 8 * size_bytes) - 1 << at
+        base = (base or 0) & ~mask | value << at & mask
+    read = obs.configs.filter(mine).unique("intid", keep="last", maintain_order=True)
+    known = {
+        intid: (on, priority)
+        for intid, on, priority in read.select("intid", "enabled", "priority").iter_rows()
+    }
+    told = image.properties(base, known)
+    return sum(known[intid] == values for intid, values in told.items())
 
 
 def _sow_its(vm: VmReplay, key: int, given: Tables, now: Now) -> None:
@@ -181,7 +244,7 @@ def seeded_vm(obs: Observations, seed: Seed) -> int | None:
     if len(fits) <= 1:
         return fits[0] if fits else None
     lpis = seed.tables.lpis if seed.tables.lpis is not None else seed.tables.events
-    assert lpis is not None
+    assert lpis is not None, seed.sources
     used = obs.queueings.select("vm", "intid", "target_vcpu").unique()
     scores = {
         vm: used.filter(pl.col("vm") == vm).join(lpis, on=["intid", "target_vcpu"]).height for vm in fits

@@ -14,15 +14,15 @@ from itstrace.model import effects as fx
 from itstrace.model.machine import Gic
 from itstrace.replay.history import Note
 from itstrace.replay.intervals import Now, Open, Recorder
-from itstrace.replay.saved import restore, seed_seq, sow
+from itstrace.replay.saved import image_seq, look, restore, seed_seq, sow
 from itstrace.replay.unseen import learn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from itstrace.model.profiles import Profile
     from itstrace.observe import Observations
-    from itstrace.seed import Seed
+    from itstrace.seed import GuestMemory, Seed
 
 
 class VmReplay:
@@ -35,6 +35,8 @@ class VmReplay:
         profile: Profile,
         recorder: Recorder,
         seed: Seed | None,
+        *,
+        images: Sequence[GuestMemory] = (),
     ) -> None:
         self.vm: int = vm_row["vm"]
         self.end_seq: int | None = vm_row["to_seq"]
@@ -43,6 +45,8 @@ class VmReplay:
         #: What a note says of the command that is being stepped.
         self._context: dict[str, Any] = {}
         self.seed = seed
+        self.images = images
+        self.complete: bool = vm_row["complete"]
         self.itss = obs.itss.filter(pl.col("vm") == self.vm)
         self.gic = Gic(profile, vcpus=self._vcpus(complete=vm_row["complete"]))
         for its, base, complete in self.itss.select("its", "base_gpa", "complete").iter_rows():
@@ -104,8 +108,11 @@ class VmReplay:
             for row in self.mine(frame).iter_rows(named=True):
                 yield (row["seq"], 0), handler, row
         if self.seed is not None:
-            at = seed_seq(self, self.seed)
+            at = seed_seq(self, self.seed.at_ns)
             yield (at, -1), partial(sow, self, self.seed), {"seq": at}
+        for image in self.images:
+            at = image_seq(self, image)
+            yield (at, -1), partial(look, self, image), {"seq": at}
 
     def now(self, row: dict[str, Any], *, command: bool = False) -> Now:
         """Where and when a record stands, and whether it is a command."""
@@ -124,6 +131,9 @@ class VmReplay:
         command = decode((row["dw0"], row["dw1"], row["dw2"], row["dw3"]))
         if row["lost_before"]:
             self._forget(its, now)
+        # The record says where the queue stands; the model counts on from there.
+        if row["slot"] is not None:
+            self.gic.its[its].creadr = row["slot"]
         if not row["readable"]:
             self.gic.skip(its)
             self.rec.verdicts.append(

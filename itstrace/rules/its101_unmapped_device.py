@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.rules import _faults
+from itstrace.rules._faults import SKIPPED
 from itstrace.rules.registry import rule
 
 if TYPE_CHECKING:
@@ -14,7 +15,14 @@ if TYPE_CHECKING:
     from itstrace.rules.case import Case
 
 
-@rule("ITS101", kind=Kind.GUEST, severity=Severity.ERROR, needs=("COMMANDS",))
+@rule(
+    "ITS101",
+    kind=Kind.GUEST,
+    severity=Severity.ERROR,
+    needs=("COMMANDS",),
+    guest_sees=SKIPPED,
+    leads_to=("ITS102", "ITS302"),
+)
 def unmapped_device(case: Case) -> Iterator[Finding]:
     """A command names a device that no MAPD mapped.
 
@@ -32,7 +40,7 @@ def unmapped_device(case: Case) -> Iterator[Finding]:
 
     ## When it is wrong
     Where the capture begins after the MAPD, or commands were lost: then the device is assumed to be mapped,
-    and the rule is silent.
+    and the rule is silent. Where other records were lost meanwhile, it is likely only.
 
     ## What to do
     Look in `itstrace commands` for the device's last MAPD; compare the DeviceID with the device's requester

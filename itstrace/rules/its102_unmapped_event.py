@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.rules import _faults
+from itstrace.rules._faults import SKIPPED
 from itstrace.rules.registry import rule
 
 if TYPE_CHECKING:
@@ -14,7 +15,13 @@ if TYPE_CHECKING:
     from itstrace.rules.case import Case
 
 
-@rule("ITS102", kind=Kind.GUEST, severity=Severity.ERROR, needs=("COMMANDS",))
+@rule(
+    "ITS102",
+    kind=Kind.GUEST,
+    severity=Severity.ERROR,
+    needs=("COMMANDS",),
+    guest_sees=SKIPPED,
+)
 def unmapped_event(case: Case) -> Iterator[Finding]:
     """A command works on an event that nothing maps.
 
@@ -32,7 +39,8 @@ def unmapped_event(case: Case) -> Iterator[Finding]:
 
     ## When it is wrong
     Where the capture begins after the MAPTI, or commands were lost: then the event is assumed to be mapped,
-    and the rule is silent. A test guest may fire a discarded event on purpose.
+    and the rule is silent. Where other records were lost meanwhile, it is likely only.
+    A test guest may fire a discarded event on purpose.
 
     ## What to do
     Look in `itstrace commands` for the last MAPTI and DISCARD of this event, and in the guest's driver for

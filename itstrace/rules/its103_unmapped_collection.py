@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.rules import _faults
+from itstrace.rules._faults import SKIPPED
 from itstrace.rules.registry import rule
 
 if TYPE_CHECKING:
@@ -14,7 +15,14 @@ if TYPE_CHECKING:
     from itstrace.rules.case import Case
 
 
-@rule("ITS103", kind=Kind.GUEST, severity=Severity.ERROR, needs=("COMMANDS",))
+@rule(
+    "ITS103",
+    kind=Kind.GUEST,
+    severity=Severity.ERROR,
+    needs=("COMMANDS",),
+    guest_sees=SKIPPED,
+    leads_to=("ITS102", "ITS302"),
+)
 def unmapped_collection(case: Case) -> Iterator[Finding]:
     """A command needs a collection that is not mapped.
 
@@ -32,7 +40,7 @@ def unmapped_collection(case: Case) -> Iterator[Finding]:
 
     ## When it is wrong
     Where the capture begins after the MAPC, or commands were lost: then the collection is assumed to be
-    mapped, and the rule is silent.
+    mapped, and the rule is silent. Where other records were lost meanwhile, it is likely only.
 
     ## What to do
     Look in `itstrace commands` for the MAPC of this collection, and at which time the guest's CPU came up or

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.rules import _faults
+from itstrace.rules._faults import SKIPPED
 from itstrace.rules.registry import rule
 
 if TYPE_CHECKING:
@@ -14,7 +15,14 @@ if TYPE_CHECKING:
     from itstrace.rules.case import Case
 
 
-@rule("ITS104", kind=Kind.GUEST, severity=Severity.ERROR, needs=("COMMANDS",))
+@rule(
+    "ITS104",
+    kind=Kind.GUEST,
+    severity=Severity.ERROR,
+    needs=("COMMANDS",),
+    guest_sees=SKIPPED,
+    leads_to=("ITS101", "ITS102", "ITS103", "ITS302"),
+)
 def id_out_of_range(case: Case) -> Iterator[Finding]:
     """A device, event, LPI, collection, ITT size or target lies beyond its limit.
 

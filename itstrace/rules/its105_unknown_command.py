@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
@@ -15,12 +16,20 @@ if TYPE_CHECKING:
 
     from itstrace.replay import Note
 
+#: How many opcodes a message names, and how many commands a finding is linked by.
+_NAMED, _BLAMED = 6, 64
 #: What QEMU says of GICv4 commands, and only where it has virtual LPIs.
 #: Source: hw/intc/arm_gicv3_its.c:process_vmapti, its_feature_virtual (QEMU 10.0)
 _GICV4 = {f"qemu_cmd_{name}" for name in ("vmapi", "vmapti", "vmapp", "vmovp", "vmovi", "vinvall")}
 
 
-@rule("ITS105", kind=Kind.GUEST, severity=Severity.WARNING, needs=("COMMANDS",))
+@rule(
+    "ITS105",
+    kind=Kind.GUEST,
+    severity=Severity.WARNING,
+    needs=("COMMANDS",),
+    guest_sees="Nothing: the command is skipped silently.",
+)
 def unknown_command(case: Case) -> Iterator[Finding]:
     """The guest's queue holds a reserved opcode, or a GICv4 command where there is no GICv4.
 
@@ -44,26 +53,28 @@ def unknown_command(case: Case) -> Iterator[Finding]:
     Look at the four words of the command in the evidence: do they look like a command at all? If not, look
     for what else the guest has at that address.
     """
-    groups: dict[tuple[int, int, int], list[tuple[Note, fx.UnknownCommand]]] = {}
+    groups: dict[tuple[int, int, bool], list[tuple[Note, fx.UnknownCommand]]] = {}
     gicv4 = not case.observations.records.keys().isdisjoint(_GICV4)
     for note in case.history.notes:
         if isinstance(note.effect, fx.UnknownCommand) and not (note.effect.gicv4 and gicv4):
-            groups.setdefault((note.vm, note.effect.its, note.effect.command.opcode_number), []).append(
-                (note, note.effect)
-            )
-    for (vm, its, opcode), members in groups.items():
-        first, effect = members[0]
-        what = (
-            f"the GICv4 command {effect.command.name}"
-            if effect.gicv4
-            else f"the reserved opcode 0x{opcode:02x}"
+            key = note.vm, note.effect.its, note.effect.gicv4
+            groups.setdefault(key, []).append((note, note.effect))
+    for (vm, its, virtual), members in groups.items():
+        first = members[0][0]
+        what = "GICv4 commands" if virtual else "reserved opcodes"
+        opcodes = Counter(
+            effect.command.name or f"0x{effect.command.opcode_number:02x}" for _, effect in members
         )
+        listed = ", ".join(f"{opcode} {times(count)}" for opcode, count in opcodes.most_common(_NAMED))
+        more = f" and {len(opcodes) - _NAMED} more" if len(opcodes) > _NAMED else ""
         yield case.finding(
-            f"The guest's queue held {what} {times(len(members))}; {case.host}'s ITS has no such command and skipped it.",
+            f"The guest's queue held {what}: {listed}{more}. {case.host}'s ITS has no such command and skips it.",
+            mechanism=f"{what} in the queue",
             vm=vm,
             its=its,
             time_ns=first.time_ns,
             end_ns=members[-1][0].time_ns,
             count=len(members),
-            seqs=first_some((note.command_seq for note, _ in members), 4),
+            seqs=first_some((note.command_seq for note, _ in members), 6),
+            blames=tuple(note.command_seq for note, _ in members[:_BLAMED] if note.command_seq is not None),
         )

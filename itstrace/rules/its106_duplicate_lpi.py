@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.model import effects as fx
+from itstrace.rules._past import Entries, Past
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
 
@@ -13,7 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@rule("ITS106", kind=Kind.GUEST, severity=Severity.ERROR, needs=("COMMANDS",))
+_REFUSED = "Nothing at once: the second event stays unmapped, and its interrupts never come."
+_SHARED = "Interrupts of one event that come by the other's LPI and on the other's CPU, once either is moved or discarded."
+
+
+@rule(
+    "ITS106",
+    kind=Kind.GUEST,
+    severity=Severity.ERROR,
+    needs=("COMMANDS",),
+    leads_to=("ITS102", "ITS302", "ITS402"),
+)
 def duplicate_lpi(case: Case) -> Iterator[Finding]:
     """One LPI is mapped by two events.
 
@@ -29,16 +40,26 @@ def duplicate_lpi(case: Case) -> Iterator[Finding]:
     A guest that hands out LPIs from two allocators, or that reuses an LPI without DISCARD of its old event.
 
     ## When it is wrong
-    Where the other event's DISCARD was lost, or lies before the capture.
+    Where commands were lost since the other event was mapped, or the guest has written the table registers since
+    (kexec, a reset, resume), the rule is silent. An event that was mapped before the capture counts as mapped if an
+    MSI of it shows that it is.
 
     ## What to do
     Look for who owns this LPI in the guest; discard the old event before the LPI is used again.
     """
-    for note in case.history.notes:
-        effect = note.effect
-        if not isinstance(effect, fx.DuplicateLpi):
+    doubles = [(note, note.effect) for note in case.history.notes if isinstance(note.effect, fx.DuplicateLpi)]
+    if not doubles:
+        return
+    others = {
+        (note.vm, effect.other_its, effect.other_device_id, effect.other_event_id) for note, effect in doubles
+    }
+    mapped = Entries(case.history.mappings, ("vm", "its", "device_id", "event_id"), others)
+    past = Past(case)
+    for note, effect in doubles:
+        event = effect.other_device_id, effect.other_event_id
+        other = mapped.before((note.vm, effect.other_its, *event), note.seq)
+        if other is None or not past.sure(other, note.seq):
             continue
-        other = f"event {effect.other_event_id} of device 0x{effect.other_device_id:x}"
         end = (
             "KVM 7.x refuses it (-EEXIST): the new event stays unmapped"
             if effect.refused
@@ -46,7 +67,10 @@ def duplicate_lpi(case: Case) -> Iterator[Finding]:
         )
         yield case.finding(
             f"LPI {effect.intid} was mapped to event {effect.event_id} of device 0x{effect.device_id:x} "
-            f"while {other} maps it: {end}.",
+            f"while event {event[1]} of device 0x{event[0]:x} maps it: {end}.",
+            mechanism="a second event for a mapped LPI was refused"
+            if effect.refused
+            else "two events share an LPI",
             vm=note.vm,
             its=effect.its,
             device_id=effect.device_id,
@@ -54,15 +78,7 @@ def duplicate_lpi(case: Case) -> Iterator[Finding]:
             intid=effect.intid,
             time_ns=note.time_ns,
             end_ns=note.time_ns,
-            seqs=first_some((*_set_by(case, note.vm, effect, note.seq), note.command_seq)),
+            guest_saw=_REFUSED if effect.refused else _SHARED,
+            blames=() if note.command_seq is None else (note.command_seq,),
+            seqs=first_some((other["set_by"], note.command_seq)),
         )
-
-
-def _set_by(case: Case, vm: int, effect: fx.DuplicateLpi, seq: int) -> list[int | None]:
-    keys = {
-        "vm": vm,
-        "its": effect.other_its,
-        "device_id": effect.other_device_id,
-        "event_id": effect.other_event_id,
-    }
-    return [row["set_by"] for row in case.live_rows(case.history.mappings, keys, seq)]

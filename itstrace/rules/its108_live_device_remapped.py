@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from itstrace.findings import Finding, Kind, Severity
+from itstrace.findings import Finding, Kind, Severity, Subject
 from itstrace.model import effects as fx
+from itstrace.rules._past import Entries, Past
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
+from itstrace.units import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@rule("ITS108", kind=Kind.GUEST, severity=Severity.WARNING, needs=("COMMANDS",))
+#: How many events a message names.
+_NAMED = 6
+
+
+@rule(
+    "ITS108",
+    kind=Kind.GUEST,
+    severity=Severity.WARNING,
+    needs=("COMMANDS",),
+    leads_to=("ITS102", "ITS302"),
+)
 def live_device_remapped(case: Case) -> Iterator[Finding]:
     """MAPD V=1 over a device that still has mapped events.
 
@@ -28,30 +40,55 @@ def live_device_remapped(case: Case) -> Iterator[Finding]:
     A driver that is probed again after a failed removal, kexec, or two drivers with one DeviceID.
 
     ## When it is wrong
-    Where the DISCARDs were lost, or lie before the capture.
+    Events are left out since whose mapping commands were lost (their DISCARD may be among them), or the guest has
+    written the table registers (kexec, a reset, resume).
 
     ## What to do
     DISCARD the events and MAPD V=0 the device before mapping it again; look for MSIs after this point that
     were refused (ITS302).
     """
-    for note in case.history.notes:
-        effect = note.effect
-        if isinstance(effect, fx.LiveDeviceRemapped):
-            shown = ", ".join(f"{event} (LPI {intid})" for event, intid in effect.events[:6])
-            more = f" and {len(effect.events) - 6} more" if len(effect.events) > 6 else ""
-            ended = (
-                "Its ITT is the same, and in memory still maps them."
-                if effect.kept
-                else f"{case.host} unmapped them all."
-            )
-            yield case.finding(
-                f"Device 0x{effect.device_id:x} was mapped again while {len(effect.events)} of its events were mapped: "
-                f"{shown}{more}. {ended}",
-                vm=note.vm,
-                its=effect.its,
-                device_id=effect.device_id,
-                time_ns=note.time_ns,
-                end_ns=note.time_ns,
-                count=len(effect.events),
-                seqs=first_some([note.command_seq]),
-            )
+    found = [
+        (note, note.effect) for note in case.history.notes if isinstance(note.effect, fx.LiveDeviceRemapped)
+    ]
+    if not found:
+        return
+    wanted = {
+        (note.vm, effect.its, effect.device_id, event) for note, effect in found for event, _ in effect.events
+    }
+    mapped = Entries(case.history.mappings, ("vm", "its", "device_id", "event_id"), wanted)
+    past = Past(case)
+    for note, effect in found:
+        device = note.vm, effect.its, effect.device_id
+        events = [
+            (event, intid)
+            for event, intid in effect.events
+            if past.sure(mapped.before((*device, event), note.seq), note.seq)
+        ]
+        if not events:
+            continue
+        shown = ", ".join(f"{event} (LPI {intid})" for event, intid in events[:_NAMED])
+        more = f" and {len(events) - _NAMED} more" if len(events) > _NAMED else ""
+        ended = (
+            "Its ITT is the same, and in memory still maps them."
+            if effect.kept
+            else f"{case.host} unmapped {'it' if len(events) == 1 else 'them all'}."
+        )
+        many = "one of its events was" if len(events) == 1 else f"{len(events)} of its events were"
+        yield case.finding(
+            f"Device 0x{effect.device_id:x} was mapped again at {seconds(note.time_ns)} while {many} mapped: "
+            f"{shown}{more}. {ended}",
+            mechanism="MAPD over a device with mapped events",
+            vm=note.vm,
+            its=effect.its,
+            device_id=effect.device_id,
+            subjects=tuple(
+                Subject(effect.device_id, event, intid, time_ns=note.time_ns, end_ns=note.time_ns)
+                for event, intid in events
+            ),
+            time_ns=note.time_ns,
+            end_ns=note.time_ns,
+            count=len(events),
+            guest_saw="" if effect.kept else "No interrupts of these events any more.",
+            blames=() if note.command_seq is None else (note.command_seq,),
+            seqs=first_some([note.command_seq]),
+        )

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from itstrace.findings import Finding, Kind, Severity
+from itstrace.findings import Finding, Kind, Severity, Subject
 from itstrace.model import effects as fx
+from itstrace.rules._past import Entries, Past
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
+from itstrace.units import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@rule("ITS109", kind=Kind.GUEST, severity=Severity.ERROR, needs=("COMMANDS",))
+#: How many events a message names.
+_NAMED = 6
+
+
+@rule(
+    "ITS109",
+    kind=Kind.GUEST,
+    severity=Severity.ERROR,
+    needs=("COMMANDS",),
+    guest_sees="No interrupts of these events any more, and commands that move or discard them have no effect.",
+    leads_to=("ITS103", "ITS302"),
+)
 def orphaned_collection(case: Case) -> Iterator[Finding]:
     """MAPC V=0 takes a collection away while events use it.
 
@@ -29,33 +42,49 @@ def orphaned_collection(case: Case) -> Iterator[Finding]:
     A guest that unmaps a CPU's collection on hot-unplug before it has moved the interrupts away.
 
     ## When it is wrong
-    Where the MOVI or DISCARD of these events was lost, or lies before the capture.
+    Events are left out since whose mapping commands were lost (their MOVI or DISCARD may be among them), or the guest
+    has written the table registers (kexec, a reset, resume).
 
     ## What to do
     MOVI or DISCARD every event of the collection before MAPC V=0. To repair a running guest, unmap and map
     the devices named.
     """
-    for note in case.history.notes:
-        effect = note.effect
-        if isinstance(effect, fx.OrphanedCollection) and note.command_seq is not None:
-            shown = ", ".join(
-                f"0x{device:x}/{event} (LPI {intid})" for device, event, intid in effect.events[:6]
-            )
-            more = f" and {len(effect.events) - 6} more" if len(effect.events) > 6 else ""
-            for_good = ", for good" if effect.permanent else ""
-            device, event, intid = effect.events[0]
-            one = len(effect.events) == 1
-            yield case.finding(
-                f"Collection {effect.icid} was unmapped while {len(effect.events)} event{'' if one else 's'} used it: "
-                f"{shown}{more}. "
-                f"{'It has' if one else 'They have'} no target now{for_good}.",
-                vm=note.vm,
-                its=effect.its,
-                device_id=device if one else None,
-                event_id=event if one else None,
-                intid=intid if one else None,
-                time_ns=note.time_ns,
-                end_ns=note.time_ns,
-                count=len(effect.events),
-                seqs=first_some([note.command_seq]),
-            )
+    found = [
+        (note, note.effect)
+        for note in case.history.notes
+        if isinstance(note.effect, fx.OrphanedCollection) and note.command_seq is not None
+    ]
+    if not found:
+        return
+    wanted = {
+        (note.vm, effect.its, device, event) for note, effect in found for device, event, _ in effect.events
+    }
+    mapped = Entries(case.history.mappings, ("vm", "its", "device_id", "event_id"), wanted)
+    past = Past(case)
+    for note, effect in found:
+        its = note.vm, effect.its
+        events = [
+            one for one in effect.events if past.sure(mapped.before((*its, *one[:2]), note.seq), note.seq)
+        ]
+        if not events:
+            continue
+        shown = ", ".join(f"0x{device:x}/{event} (LPI {intid})" for device, event, intid in events[:_NAMED])
+        more = f" and {len(events) - _NAMED} more" if len(events) > _NAMED else ""
+        one = len(events) == 1
+        yield case.finding(
+            f"Collection {effect.icid} was unmapped at {seconds(note.time_ns)} while {len(events)} "
+            f"event{'' if one else 's'} used it: {shown}{more}. "
+            f"{'It has' if one else 'They have'} no target now{', for good' if effect.permanent else ''}.",
+            mechanism="MAPC V=0 of a collection in use",
+            vm=note.vm,
+            its=effect.its,
+            device_id=events[0][0],
+            event_id=events[0][1],
+            intid=events[0][2],
+            subjects=tuple(Subject(*key, time_ns=note.time_ns, end_ns=note.time_ns) for key in events),
+            time_ns=note.time_ns,
+            end_ns=note.time_ns,
+            count=len(events),
+            blames=(note.command_seq,) if note.command_seq is not None else (),
+            seqs=first_some([note.command_seq]),
+        )
