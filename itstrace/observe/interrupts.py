@@ -245,3 +245,18 @@ def fills(raw: Raw, identity: Identity, folded: pl.DataFrame) -> pl.DataFrame:
         enabled=pl.col("enabled") != 0,
     )
     return rows.sort("seq").select(schemas.FILLS.names()).cast(schemas.FILLS)
+
+
+def fill_returns(raw: Raw, identity: Identity) -> pl.DataFrame:
+    """What vgic_v3_populate_lr wrote. Shape: rows of FILL_RETURNS.
+
+    On 6.1 the probe gives the value itself, elsewhere all list registers and which of them it was.
+    """
+    value = pl.col("value")
+    for index in range(_SHOWN_LRS):
+        value = (
+            pl.when(pl.col("value").is_null() & (pl.col("lr") == index)).then(f"lr{index}").otherwise(value)
+        )
+    rows = raw["fill_end"].with_columns(value=value, pending=pl.col("pending") != 0)
+    rows = identity.with_vm(rows).sort("seq")
+    return rows.select(schemas.FILL_RETURNS.names()).cast(schemas.FILL_RETURNS)
