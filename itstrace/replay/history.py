@@ -53,6 +53,8 @@ class History:
     mappings: pl.DataFrame
     targets: pl.DataFrame
     configurations: pl.DataFrame
+    #: What KVM must be seen to do because of each command and register write.
+    expected: pl.DataFrame
     cleared: pl.DataFrame
     pending_bits: pl.DataFrame
     notes: list[Note]

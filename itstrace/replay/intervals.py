@@ -123,6 +123,7 @@ class Recorder:
         self.targets = Table(schemas.TARGETS, 2)
         self.configurations = Table(schemas.CONFIGURATIONS, 2)
         self.verdicts: list[tuple[Any, ...]] = []
+        self.expected: list[tuple[Any, ...]] = []
         self.notes: list[Note] = []
         self.latches: dict[str, list[tuple[Any, ...]]] = {"clear": [], "table": []}
 
@@ -152,6 +153,9 @@ class Recorder:
             mappings=self.mappings.frame(),
             targets=self.targets.frame(),
             configurations=self.configurations.frame(),
+            expected=pl.DataFrame(self.expected, schema=schemas.EXPECTED, orient="row").sort(
+                "seq", maintain_order=True
+            ),
             cleared=cleared,
             pending_bits=bits,
             notes=self.notes,

@@ -12,6 +12,7 @@ from itstrace.gic.lpi import pending_bit
 from itstrace.gic.registers import decode_gicr_pendbaser
 from itstrace.model import effects as fx
 from itstrace.model.machine import Gic
+from itstrace.replay import expected
 from itstrace.replay.history import Note
 from itstrace.replay.intervals import Now, Open, Recorder
 from itstrace.replay.saved import restore, seed_seq, sow
@@ -44,6 +45,12 @@ class VmReplay:
         self._context: dict[str, Any] = {}
         self.seed = seed
         self.itss = obs.itss.filter(pl.col("vm") == self.vm)
+        #: The largest LPI that KVM queued, and device that it knew: the tables have room for them.
+        self.proven_intid: int = self.mine(obs.queueings)["intid"].max() or -1  # type: ignore[assignment]
+        known = self.mine(obs.injections).filter(pl.col("result") == 0)["device_id"].max()
+        self.proven_device: int = -1 if known is None else known  # type: ignore[assignment]
+        #: Devices (ITS, id) of which an event was seen to be mapped since the capture began, or commands were lost.
+        self.proven_devices: set[tuple[int, int]] = set()
         self.gic = Gic(profile, vcpus=self._vcpus(complete=vm_row["complete"]))
         for its, base, complete in self.itss.select("its", "base_gpa", "complete").iter_rows():
             self.gic.add_its(its, base, complete=complete)
@@ -132,6 +139,7 @@ class VmReplay:
             return
         device = None if command.device_id is None else self.gic.its[its].devices.get(command.device_id)
         event = None if device is None or command.event_id is None else device.events.get(command.event_id)
+        was = expected.before(self, its, command)
         effects = self.gic.step(its, command)
         self._context = {
             "command": command,
@@ -142,6 +150,7 @@ class VmReplay:
         self.record(effects, now)
         self._context = {}
         verdict, fault, detail = _verdict(effects)
+        self._expect(expected.of_command(self, was, effects, (verdict, fault, detail)), now)
         self.rec.verdicts.append(
             (
                 row["seq"],
@@ -164,9 +173,9 @@ class VmReplay:
 
     def _register(self, row: dict[str, Any]) -> None:
         if row["its"] is not None:
-            self.record(
-                self.gic.write_its(row["its"], row["offset"], row["value"], row["size_bytes"]), self.now(row)
-            )
+            effects = self.gic.write_its(row["its"], row["offset"], row["value"], row["size_bytes"])
+            self.record(effects, self.now(row))
+            self._expect(expected.of_others(self, effects), self.now(row))
 
     def _redistributor(self, row: dict[str, Any]) -> None:
         if row["vcpu"] is not None:
@@ -174,6 +183,7 @@ class VmReplay:
                 row["vcpu"], row["offset"], row["value"], row["size_bytes"]
             )
             self.record(effects, self.now(row))
+            self._expect(expected.of_others(self, effects), self.now(row))
 
     def _lpis(self, row: dict[str, Any]) -> None:
         """KVM enabled or flushed a vCPU's LPIs: what GICR_CTLR said, where its write was not recorded."""
@@ -182,10 +192,13 @@ class VmReplay:
 
     def _invalidate(self, row: dict[str, Any]) -> None:
         """GICR_INVLPIR or INVALLR: the property bytes of one LPI, or of all of a vCPU, must be read now."""
+        effects: list[fx.Effect] = []
         if row["what"] == "invallr":
-            self.record(self.gic.read_configurations(row["vcpu"]), self.now(row))
+            effects = self.gic.read_configurations(row["vcpu"])
         elif row["intid"] is not None:
-            self.record([fx.ConfigRead(row["intid"])], self.now(row))
+            effects = [fx.ConfigRead(row["intid"])]
+        self.record(effects, self.now(row))
+        self._expect(expected.of_invalidation(self, row["what"], row["intid"], effects), self.now(row))
 
     def _config(self, row: dict[str, Any]) -> None:
         if row["result"] not in (0, None):
@@ -202,6 +215,7 @@ class VmReplay:
                     rec.devices.put((vm, its, device), (bits, itt), now, assumed=assumed)
                 case fx.DeviceUnmapped(its, device):
                     rec.devices.end((vm, its, device), now)
+                    self.proven_devices.discard((its, device))
                 case fx.CollectionMapped(its, icid, vcpu) | fx.CollectionRetargeted(its, icid, _, vcpu):
                     rec.collections.put((vm, its, icid), (vcpu,), now, assumed=assumed)
                 case fx.CollectionUnmapped(its, icid):
@@ -226,6 +240,10 @@ class VmReplay:
                     pass  # pending state is followed record by record, see lives.py
                 case _:
                     rec.notes.append(self._note(effect, now))
+
+    def _expect(self, rows: Iterable[expected.Row], now: Now) -> None:
+        """Keep what KVM must be seen to do because of a record."""
+        self.rec.expected += [(now.seq, now.command, self.vm, *row) for row in rows]
 
     def _note(self, effect: fx.Effect, now: Now) -> Note:
         return Note(
@@ -260,6 +278,7 @@ class VmReplay:
         its.complete = False
         its.gone_devices.clear()
         its.gone_collections.clear()
+        self.proven_devices.clear()
         for device in its.devices.values():
             device.complete = False
             device.gone.clear()
