@@ -10,7 +10,7 @@ Source: vgic-its.c of v6.1, v6.12 and v7.3; where they differ, the row says what
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from itstrace.gic.commands import Command
     from itstrace.model.state import Device, Its
-    from itstrace.replay.intervals import Table
     from itstrace.replay.vm import VmReplay
 
 #: (ITS, what, device, event, LPI, ICID, vCPU, certain)
@@ -57,6 +56,8 @@ class Before:
     device: bool | None = None
     event: bool | None = None
     collection: bool | None = None
+    #: The collection that the event goes by surely is mapped.
+    route: bool = False
     #: There is room for the device, the collection, the LPI, as far as the tables or what else is mapped tell.
     fits: bool = True
     #: Of MAPD: the device's events (event, LPI, surely mapped), and whether there are no others.
@@ -77,10 +78,15 @@ def before(vm: VmReplay, key: int, command: Command) -> Before:
         found.device = _mapped(vm, its, device, command.device_id)
         if command.event_id is not None:
             found.event = _event_mapped(vm, its, found.device, (command.device_id, command.event_id))
+            ite = None if device is None else device.events.get(command.event_id)
+            # One that was learnt by its use goes by some collection, or it could not have been used.
+            found.route = ite is not None and ite.collection_valid
+            if ite is not None and ite.icid is not None:
+                found.route &= collection_mapped(vm, its, ite.icid) is True
         elif device is not None:
             found.whole = device.complete
             found.events = [
-                (event, ite.intid, _sure(vm.rec.mappings, (vm.vm, key, device.device_id, event)))
+                (event, ite.intid, _sure(vm, "mappings", (key, device.device_id, event)))
                 for event, ite in sorted(device.events.items())
             ]
     if command.icid is not None:
@@ -90,7 +96,7 @@ def before(vm: VmReplay, key: int, command: Command) -> Before:
     if command.opcode == Opcode.MOVALL and command.rdbase is not None:
         source = vm.gic.vcpu_of(command.rdbase)
         found.lpis = [
-            (intid, bool(lpi.mapped_by) and _sure(vm.rec.targets, (vm.vm, intid)) and _live(vm, intid))
+            (intid, bool(lpi.mapped_by) and _sure(vm, "targets", (intid,)) and _live(vm, intid))
             for intid, lpi in sorted(vm.gic.lpis.items())
             if source is not None and lpi.target_vcpu == source
         ]
@@ -112,7 +118,8 @@ def of_command(
         yield _row("trigger", key, device=device, event=event, certain=True)
         return
     if verdict[0] in ("fault", "ignored"):
-        if verdict[1] == _UNDONE:
+        unsure = verdict[0] == "ignored" and opcode in (Opcode.MAPTI, Opcode.MAPI) and was.event is not True
+        if unsure or verdict[1] == _UNDONE:
             yield from (_row(what, key) for what in ("alloc_event", "free_event", "config_read"))
             yield from (_row(what, key, icid=icid) for what in ("alloc_collection", "free_collection"))
         return
@@ -128,7 +135,7 @@ def of_command(
             sure = ok and was.device is True and was.event is False and was.fits
             yield from _mapti(was, effects, sure=sure)
         case Opcode.MOVI:
-            sure = ok and was.event is True and was.collection is True
+            sure = ok and was.event is True and was.route and was.collection is True
             assert icid is not None
             vcpu = vm.gic.collection(vm.gic.its[key], icid)[1]
             # Also where it has that target already. Kernel: vgic-its.c:vgic_its_cmd_handle_movi (v6.12)
@@ -143,7 +150,7 @@ def of_command(
                 yield _row("retarget", key, intid=lpi, vcpu=target, certain=sure and live)
             yield from _invalidations(vm, effects, certain=sure)
         case Opcode.DISCARD:
-            sure = ok and was.event is True and was.collection is not False
+            sure = ok and was.event is True and was.route
             yield _row("free_event", key, device=device, event=event, intid=intid, certain=sure)
             yield from _invalidations(vm, effects, certain=sure)
         case Opcode.CLEAR:
@@ -166,10 +173,69 @@ def of_command(
             yield _row("config_read", key)
 
 
+def settle(vm: VmReplay, was: Before, effects: Iterable[fx.Effect], verdict: str) -> None:
+    """Remember of which entries it is not known whether a command, which may have failed, changed them."""
+    key, command = was.its, was.command
+    device, event, icid = command.device_id, command.event_id, command.icid
+    ok = verdict == "ok"
+    if verdict == "fault" or (verdict == "ignored" and was.event is True):
+        return
+    touched: list[tuple[str, tuple[int, ...]]] = [
+        ("targets", (effect.intid,)) for effect in effects if isinstance(effect, fx.LpiRetargeted)
+    ]
+    match command.opcode:
+        case Opcode.MAPD:
+            assert device is not None
+            # That it is not mapped after V=0 is sure, whether it was or not.
+            sure = was.fits or not command.valid
+            touched.append(("devices", (key, device)))
+            vm.doubtful -= {
+                one for one in vm.doubtful if one[0] == "mappings" and one[1][:2] == (key, device)
+            }
+        case Opcode.MAPC:
+            assert icid is not None
+            sure = (ok and was.vcpus and (was.collection is True or was.fits)) or not command.valid
+            touched.append(("collections", (key, icid)))
+            vm.proven_collections.discard((key, icid))
+            if not command.valid:
+                # Events that were learnt by their use may have gone by it.
+                vm.doubtful |= {
+                    ("mappings", (key, device_id, event_id))
+                    for device_id, one in vm.gic.its[key].devices.items()
+                    for event_id, ite in one.events.items()
+                    if ite.icid is None
+                }
+        case Opcode.MAPTI | Opcode.MAPI | Opcode.MOVI | Opcode.DISCARD:
+            assert device is not None
+            assert event is not None
+            mapping = command.opcode in (Opcode.MAPTI, Opcode.MAPI)
+            sure = ok and was.fits and was.event is not None
+            sure &= was.device is True if mapping else was.route
+            if command.opcode == Opcode.MOVI:
+                sure &= was.collection is True
+            touched.append(("mappings", (key, device, event)))
+            if mapping and command.intid is not None:
+                touched.append(("targets", (command.intid,)))
+        case _:
+            sure = ok and was.vcpus
+    if sure:
+        vm.doubtful -= set(touched)
+    else:
+        vm.doubtful |= set(touched)
+
+
+def forget(vm: VmReplay, its: int) -> None:
+    """Nothing that was proven of an ITS's tables holds any more: they were set anew, or commands were lost."""
+    vm.proven_devices = {one for one in vm.proven_devices if one[0] != its}
+    vm.proven_collections = {one for one in vm.proven_collections if one[0] != its}
+
+
 def of_others(vm: VmReplay, effects: Iterable[fx.Effect]) -> Iterator[Row]:
     """What a register write must be seen to do."""
     for effect in effects:
         match effect:
+            case fx.TableSet(its):
+                forget(vm, its)
             case fx.CacheInvalidated():
                 yield from _invalidations(vm, [effect], certain=True)
             case fx.DeviceUnmapped(its, device):
@@ -195,7 +261,7 @@ def _reads(vm: VmReplay, its: int | None, effects: Iterable[fx.Effect], *, certa
     for effect in effects:
         if isinstance(effect, fx.ConfigRead):
             sure = certain and effect.certain and _live(vm, effect.intid)
-            sure &= _sure(vm.rec.targets, (vm.vm, effect.intid))
+            sure &= _sure(vm, "targets", (effect.intid,))
             yield _row("config_read", its, intid=effect.intid, certain=sure)
 
 
@@ -242,7 +308,7 @@ def _mapc(vm: VmReplay, was: Before, *, ok: bool) -> Iterator[Row]:
         for event_id, ite in sorted(device.events.items()):
             if ite.icid == icid and ite.collection_valid and ite.intid is not None:
                 known = sure and was.collection is True
-                known &= _sure(vm.rec.mappings, (vm.vm, key, device_id, event_id))
+                known &= _sure(vm, "mappings", (key, device_id, event_id))
                 yield _row(
                     "retarget",
                     key,
@@ -290,23 +356,25 @@ def _event_of(vm: VmReplay, key: int, device_id: int | None, event_id: int | Non
 # --- what is known
 
 
-def _sure(table: Table, key: tuple[Any, ...]) -> bool:
+def _sure(vm: VmReplay, table: str, key: tuple[int, ...]) -> bool:
     """An entry that surely holds: it was seen set, or something that was seen is possible only with it.
 
     What `unseen.learn` found by its use holds from before the capture, and has a value; what a command itself made
     the model assume has none, and what was held when commands were lost has a begin.
     """
-    held = table.open.get(key)
-    return held is not None and (not held.assumed or (held.from_seq is None and held.values[0] is not None))
+    held = getattr(vm.rec, table).open.get((vm.vm, *key))
+    if held is None or (table, key) in vm.doubtful:
+        return False
+    return not held.assumed or (held.from_seq is None and held.values[0] is not None)
 
 
 def _device(vm: VmReplay, its: Its, device_id: int) -> bool:
     """A device that surely is mapped, if only because one of its events is, or was before its DISCARD."""
-    if _sure(vm.rec.devices, (vm.vm, its.key, device_id)) or (its.key, device_id) in vm.proven_devices:
+    if _sure(vm, "devices", (its.key, device_id)) or (its.key, device_id) in vm.proven_devices:
         return True
     device = its.devices.get(device_id)
     events = () if device is None else device.events
-    if any(_sure(vm.rec.mappings, (vm.vm, its.key, device_id, event)) for event in events):
+    if any(_sure(vm, "mappings", (its.key, device_id, event)) for event in events):
         vm.proven_devices.add((its.key, device_id))
         return True
     return False
@@ -315,10 +383,12 @@ def _device(vm: VmReplay, its: Its, device_id: int) -> bool:
 def _live(vm: VmReplay, intid: int) -> bool:
     """An event that surely is mapped maps this LPI."""
     lpi = vm.gic.lpis.get(intid)
-    return lpi is not None and any(_sure(vm.rec.mappings, (vm.vm, *event)) for event in lpi.mapped_by)
+    return lpi is not None and any(_sure(vm, "mappings", event) for event in lpi.mapped_by)
 
 
 def _mapped(vm: VmReplay, its: Its, device: Device | None, device_id: int) -> bool | None:
+    if ("devices", (its.key, device_id)) in vm.doubtful:
+        return None
     if device is not None:
         return True if _device(vm, its, device_id) else None
     return False if its.complete or device_id in its.gone_devices else None
@@ -327,19 +397,26 @@ def _mapped(vm: VmReplay, its: Its, device: Device | None, device_id: int) -> bo
 def _event_mapped(vm: VmReplay, its: Its, mapped: bool | None, key: tuple[int, int]) -> bool | None:
     device_id, event_id = key
     device = its.devices.get(device_id)
-    if device is None:
+    if ("mappings", (its.key, *key)) in vm.doubtful:
+        return None
+    if device is None or mapped is not True:
         return mapped
     if event_id in device.events:
-        return True if _sure(vm.rec.mappings, (vm.vm, its.key, device_id, event_id)) else None
+        return True if _sure(vm, "mappings", (its.key, device_id, event_id)) else None
     return False if device.complete or event_id in device.gone else None
 
 
 def collection_mapped(vm: VmReplay, its: Its, icid: int) -> bool | None:
     """Whether KVM has a collection, be it one without target; None where that is not known."""
     found = its.collections.get(icid)
+    if ("collections", (its.key, icid)) in vm.doubtful:
+        return None
     if found is None:
+        if (its.key, icid) in vm.proven_collections:
+            return True
         return False if its.complete or icid in its.gone_collections else None
-    return True if found.placeholder or _sure(vm.rec.collections, (vm.vm, its.key, icid)) else None
+    known = found.placeholder or (its.key, icid) in vm.proven_collections
+    return True if known or _sure(vm, "collections", (its.key, icid)) else None
 
 
 def _fits(vm: VmReplay, its: Its, command: Command) -> bool:
@@ -349,7 +426,7 @@ def _fits(vm: VmReplay, its: Its, command: Command) -> bool:
         assert device is not None
         return its.baser.get(0) is not None or device <= vm.proven_device
     if icid is not None and its.baser.get(1) is None and collection_mapped(vm, its, icid) is not True:
-        known = (one for one in its.collections if _sure(vm.rec.collections, (vm.vm, its.key, one)))
+        known = (one for one in its.collections if _sure(vm, "collections", (its.key, one)))
         if icid > max(known, default=-1):
             return False
     return intid is None or vm.gic.propbaser is not None or intid <= vm.proven_intid

@@ -49,8 +49,12 @@ class VmReplay:
         self.proven_intid: int = self.mine(obs.queueings)["intid"].max() or -1  # type: ignore[assignment]
         known = self.mine(obs.injections).filter(pl.col("result") == 0)["device_id"].max()
         self.proven_device: int = -1 if known is None else known  # type: ignore[assignment]
+        #: Collections (ITS, ICID) to which a MOVI was seen to move an event, and that no MAPC touched since.
+        self.proven_collections: set[tuple[int, int]] = set()
         #: Devices (ITS, id) of which an event was seen to be mapped since the capture began, or commands were lost.
         self.proven_devices: set[tuple[int, int]] = set()
+        #: Entries (table, key) of which it is not known whether a command changed them: it may have failed.
+        self.doubtful: set[tuple[str, tuple[int, ...]]] = set()
         self.gic = Gic(profile, vcpus=self._vcpus(complete=vm_row["complete"]))
         for its, base, complete in self.itss.select("its", "base_gpa", "complete").iter_rows():
             self.gic.add_its(its, base, complete=complete)
@@ -151,6 +155,7 @@ class VmReplay:
         self._context = {}
         verdict, fault, detail = _verdict(effects)
         self._expect(expected.of_command(self, was, effects, (verdict, fault, detail)), now)
+        expected.settle(self, was, effects, verdict)
         self.rec.verdicts.append(
             (
                 row["seq"],
@@ -278,7 +283,7 @@ class VmReplay:
         its.complete = False
         its.gone_devices.clear()
         its.gone_collections.clear()
-        self.proven_devices.clear()
+        expected.forget(self, its_key)
         for device in its.devices.values():
             device.complete = False
             device.gone.clear()
@@ -313,6 +318,7 @@ class VmReplay:
     def _reset(self, row: dict[str, Any]) -> None:
         for its in self.gic.its:
             self.record(self.gic.reset_its(its), self.now(row))
+            expected.forget(self, its)
 
     # --- restore and seeds
 

@@ -118,7 +118,11 @@ def compared(case: Case, done: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame
         mine = expected.filter(pl.col("what") == what)
         keys = _keys(shown, str(what))
         rest = shown.join(
-            mine, on=["command_seq", *keys], how="anti", maintain_order="left", nulls_equal=what == "invalidate"
+            mine,
+            on=["command_seq", *keys],
+            how="anti",
+            maintain_order="left",
+            nulls_equal=what == "invalidate",
         )
         # An operand that is not known, or any, stands for all.
         any_of = mine.filter(pl.any_horizontal(pl.col(key).is_null() for key in keys)) if keys else mine
