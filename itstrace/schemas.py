@@ -178,9 +178,9 @@ INVALIDATIONS = pl.Schema(
 
 #: One row per call of update_lpi_config, which reads an LPI's property byte. `was_enabled` and `was_priority` are
 #: what the LPI had before, `enabled` and `priority` what it has at the return, `end_seq` (null: no return was
-#: recorded). `read_seq` is the reading of one byte within it, at `read_gpa`, which gave `value` (null: only the
-#: call of kvm_read_guest is recorded) with `read_result`. `applied`: the LPI was queued again, as KVM does when
-#: it takes the byte over.
+#: recorded); at `over_seq` it surely is over (null: the capture ended before). `read_seq` is the reading of one byte
+#: within it, at `read_gpa`, which gave `value` (null: only the call of kvm_read_guest is recorded) with
+#: `read_result`. `applied`: the LPI was queued again, as KVM does when it takes the byte over.
 CONFIG_CALLS = pl.Schema(
     {
         **_WHEN,
@@ -190,6 +190,7 @@ CONFIG_CALLS = pl.Schema(
         "intid": pl.UInt32,
         "was_enabled": pl.Boolean,
         "was_priority": pl.UInt8,
+        "over_seq": pl.UInt64,
         "read_seq": pl.UInt64,
         "read_gpa": pl.UInt64,
         "value": pl.UInt8,

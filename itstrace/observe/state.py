@@ -119,7 +119,8 @@ def config_calls(raw: Raw, identity: Identity, ran: Runs) -> pl.DataFrame:
     mine = pl.col("end_seq") < pl.col("over").fill_null(_NEVER)
     ends = ("end_seq", "end_ns", "enabled", "priority", "result")
     rows = rows.with_columns(pl.when(mine).then(pl.col(c)).alias(c) for c in ends)
-    rows = rows.with_columns(over=pl.coalesce("end_seq", "over").fill_null(_NEVER))
+    rows = rows.with_columns(over_seq=pl.coalesce("end_seq", "over"))
+    rows = rows.with_columns(over=pl.col("over_seq").fill_null(_NEVER))
     rows = after(
         rows,
         raw["guest_read"].filter(pl.col("len") == 1),
