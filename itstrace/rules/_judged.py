@@ -123,7 +123,11 @@ def judged(case: Case) -> list[Judged]:
             if one.opcode == "DISCARD" and one.mapped is None:
                 one.mapped = False
     _follow(case, commands, found, wanted)
-    return [found[seq] for seq in commands["seq"].to_list() if seq in found and not found[seq].refused]
+    for one in found.values():
+        if one.only_configuration and not one.trace:
+            one.missing = [row for row in one.missing if not row["fresh"]]
+    left = {seq for seq, one in found.items() if not one.refused and (one.missing or one.extra)}
+    return [found[seq] for seq in commands["seq"].to_list() if seq in left]
 
 
 # --- what looks like it and is not
@@ -144,8 +148,10 @@ def _fresh_lpis(case: Case, wanted: pl.DataFrame) -> pl.DataFrame:
     """Where no probe shows an event being allocated (7.3), MAPTI shows by the property byte that it reads.
 
     It does so for an LPI of which nothing is left from an earlier mapping: no other event maps it, and what was
-    queued last was filled, taken and folded.
+    queued last was filled, taken and folded. Such rows are `fresh`: if the event turns out to be mapped all the same,
+    something did refer to the LPI still.
     """
+    wanted = wanted.with_columns(fresh=pl.lit(value=False))
     if wanted.is_empty() or case.recorded("alloc_event"):
         return wanted
     sure = case.history.expected.filter((pl.col("what") == "alloc_event") & pl.col("certain"))
@@ -158,7 +164,9 @@ def _fresh_lpis(case: Case, wanted: pl.DataFrame) -> pl.DataFrame:
     rows = before(rows, listed, LPI, _queued="seq")
     rows = before(rows, obs.fills, LPI, _filled="seq", _folded="end_seq", _state="state")
     taken = (pl.col("_folded") < pl.col("seq")) & (pl.col("_state") == 0)
-    at_rest = pl.col("_filled").is_null() & pl.col("_queued").is_null()
+    whole = obs.itss.group_by("vm").agg(_whole=pl.col("complete").all())
+    rows = rows.join(whole, on="vm", how="left", maintain_order="left")
+    at_rest = pl.col("_filled").is_null() & pl.col("_queued").is_null() & pl.col("_whole")
     at_rest |= taken & (pl.col("_filled") > pl.col("_queued").fill_null(0))
     rows = rows.filter(at_rest.fill_null(value=False))
     shared = case.history.mappings.join(rows.select("vm", "intid", now="seq"), on=LPI, how="inner")
@@ -166,7 +174,7 @@ def _fresh_lpis(case: Case, wanted: pl.DataFrame) -> pl.DataFrame:
     shared = shared.filter(begun & (pl.col("to_seq").is_null() | (pl.col("to_seq") > pl.col("now"))))
     fresh = rows.filter(~pl.col("seq").is_in(shared["now"].implode()))["seq"].implode()
     mine = (pl.col("what") == "config_read") & pl.col("command_seq").is_in(fresh)
-    return wanted.with_columns(certain=pl.col("certain") | mine)
+    return wanted.with_columns(certain=pl.col("certain") | mine, fresh=mine & ~pl.col("certain"))
 
 
 def _targets_agree(case: Case, wanted: pl.DataFrame) -> pl.DataFrame:

@@ -302,8 +302,8 @@ def _changed(case: Case, calls: pl.DataFrame) -> Iterator[Finding]:
         yield _finding(
             case,
             row | {"by": row["asked"], "read_seq": row["call"], "end_seq": row["over"]},
-            f"LPI {row['intid']} was {row['how']} {state} at {seconds(row['time_ns'])}, but was not so when its property byte was "
-            f"read last, by {row['text']} at {seconds(row['call_ns'])}.",
+            f"LPI {row['intid']} was {row['how']} {state} at {seconds(row['time_ns'])}, but was not so when its property byte "
+            f"was read last, by {row['text']} at {seconds(row['call_ns'])}.",
             "the enable bit changed without being read",
             suspect=("update_lpi_config", "vgic_its_cmd_handle_clear"),
             blames=(),

@@ -144,6 +144,13 @@ def _failed(case: Case, one: Judged) -> Finding:
     else:
         mechanism = f"{one.opcode} also {_DONE[other[0]]}"
         said = f"also {_DONE[other[0]]}: there was {_shown(one.extra)}"
+    if one.mapped is not None and one.follows is None and one.missing and not one.trace:
+        said += f", and the event was {'still' if one.opcode == 'DISCARD' else ''} mapped afterwards"
+        said = (
+            said
+            if one.mapped
+            else said.replace("was  mapped", "was not mapped").replace("was still", "was not")
+        )
     about = next((row for row in one.missing if row["intid"] is not None), (one.missing or one.extra)[0])
     about = {**about, "device_id": one.command.device_id, "event_id": one.command.event_id}
     return case.finding(
