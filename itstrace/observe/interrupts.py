@@ -157,9 +157,9 @@ def queueings(raw: Raw, identity: Identity, injected: pl.DataFrame, ran: Runs) -
         .unique("seq")
     )
     rows = rows.join(causes, on="seq", how="left", maintain_order="left").sort("seq")
-    # vgic_its_inv_lpi and update_lpi_config queue the LPI again after reading its configuration, on the same
-    # task.
-    rows = before(rows, raw["config_end"], config_seq="seq", config_intid="intid")
+    # update_lpi_config queues the LPI again after reading its configuration: within the call, or right after it.
+    read = pl.concat([raw[name].select("pid", "seq", "intid") for name in ("config", "config_end")])
+    rows = before(rows, read, config_seq="seq", config_intid="intid")
     rows = before(rows, raw["queue"], prior="seq")
     inv = (pl.col("config_intid") == pl.col("intid")) & (pl.col("config_seq") > pl.col("prior").fill_null(0))
     rows = rows.with_columns(
