@@ -174,8 +174,54 @@ CONFIGS = pl.Schema(
     }
 )
 
-#: One row per translation cache dropped; `its` null: all of the VM.
-INVALIDATIONS = pl.Schema({**_WHEN, "vm": pl.UInt16, "its": pl.UInt16})
+#: One row per call of vgic_its_invalidate_cache; `its` null: all of the VM. `end_seq` is its return (null: not
+#: recorded).
+INVALIDATIONS = pl.Schema(
+    {**_WHEN, "end_seq": pl.UInt64, "end_ns": pl.Int64, "vm": pl.UInt16, "its": pl.UInt16}
+)
+
+#: One row per call of update_lpi_config, which reads an LPI's property byte. `was_enabled` and `was_priority` are
+#: what the LPI had before, `enabled` and `priority` what it has at the return, `end_seq` (null: no return was
+#: recorded); at `over_seq` it surely is over (null: the capture ended before). `read_seq` is the reading of one byte
+#: within it, at `read_gpa`, which gave `value` (null: only the call of kvm_read_guest is recorded) with
+#: `read_result`. `applied`: the LPI was queued again, as KVM does when it takes the byte over.
+CONFIG_CALLS = pl.Schema(
+    {
+        **_WHEN,
+        "end_seq": pl.UInt64,
+        "end_ns": pl.Int64,
+        "vm": pl.UInt16,
+        "intid": pl.UInt32,
+        "was_enabled": pl.Boolean,
+        "was_priority": pl.UInt8,
+        "over_seq": pl.UInt64,
+        "read_seq": pl.UInt64,
+        "read_gpa": pl.UInt64,
+        "value": pl.UInt8,
+        "read_result": pl.Int32,
+        "applied": pl.Boolean,
+        "enabled": pl.Boolean,
+        "priority": pl.UInt8,
+        "result": pl.Int32,
+    }
+)
+
+#: One row per call of vgic_its_invall: INVALL, or a write to GICR_INVALLR.
+INVALLS = pl.Schema({**_WHEN, "vm": pl.UInt16, "vcpu": pl.Int32})
+
+#: One row per list register as vgic_v3_populate_lr left it: `value` is ICH_LR<n>_EL2 (null: it was none of those
+#: that are recorded), `pending` the LPI's latch after it.
+FILL_RETURNS = pl.Schema(
+    {
+        **_WHEN,
+        "vm": pl.UInt16,
+        "vcpu": pl.Int32,
+        "intid": pl.UInt32,
+        "lr": pl.Int32,
+        "pending": pl.Boolean,
+        "value": pl.UInt64,
+    }
+)
 
 #: One row per device, event or collection that KVM allocated or freed (`op`).
 ALLOCATIONS = pl.Schema(
@@ -335,6 +381,27 @@ VERDICTS = pl.Schema(
         "verdict": pl.String,
         "fault": pl.String,  # name of the command error, as MOVI_UNMAPPED_INTERRUPT
         "detail": pl.String,
+    }
+)
+
+#: One row per thing that KVM must do (or may, where not `certain`) because of a record `seq`: a command
+#: (`command_seq` is the same), or else a register write or what KVM was seen to take for one. `what`: alloc_device,
+#: free_device, alloc_event, free_event, alloc_collection, free_collection, retarget (of an LPI, to `vcpu`),
+#: invalidate (the cache of `its`; null: those of the VM), trigger, invall (of `vcpu`), config_read, clear_pending.
+#: A null operand is unknown, or any.
+EXPECTED = pl.Schema(
+    {
+        "seq": pl.UInt64,
+        "command_seq": pl.UInt64,
+        "vm": pl.UInt16,
+        "its": pl.UInt16,
+        "what": pl.String,
+        "device_id": pl.UInt32,
+        "event_id": pl.UInt32,
+        "intid": pl.UInt32,
+        "icid": pl.UInt32,
+        "vcpu": pl.Int32,
+        "certain": pl.Boolean,
     }
 )
 

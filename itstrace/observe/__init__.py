@@ -51,6 +51,8 @@ class Observations:
     fills: pl.DataFrame
     retargets: pl.DataFrame
     configs: pl.DataFrame
+    config_calls: pl.DataFrame
+    invalls: pl.DataFrame
     invalidations: pl.DataFrame
     allocations: pl.DataFrame
     guest_reads: pl.DataFrame
@@ -60,9 +62,8 @@ class Observations:
     markers: pl.DataFrame
     #: Records that their own call belies.
     contradictions: pl.DataFrame
-    #: Every fold of list registers: seq, time_ns, vm, vcpu, used.
+    #: Every fold of list registers: seq, time_ns, vm, vcpu, used, lr0 to lr3 (stale ones beyond `used`, too).
     folds: pl.DataFrame
-    #: Returns of fills: seq, time_ns, pid, intid.
     fill_returns: pl.DataFrame
     #: Records stamped in an order in which they cannot have happened.
     disorder: pl.DataFrame
@@ -132,6 +133,8 @@ def from_raw(raw: Raw, identity: Identity) -> Observations:
         fills=interrupts.fills(raw, identity, interrupts.folds(raw, identity)),
         retargets=state.retargets(raw, identity),
         configs=state.configs(raw, identity),
+        config_calls=state.config_calls(raw, identity, ran),
+        invalls=state.invalls(raw, identity),
         invalidations=state.invalidations(raw, identity),
         allocations=state.allocations(raw, identity),
         guest_reads=state.guest_reads(raw, identity),
@@ -139,8 +142,10 @@ def from_raw(raw: Raw, identity: Identity) -> Observations:
         vm_events=state.vm_events(raw, identity),
         markers=state.markers(raw),
         contradictions=calls.contradictions(raw, ran),
-        folds=identity.with_vm(raw["fold"]).select("seq", "time_ns", "vm", "vcpu", "used"),
-        fill_returns=raw["fill_end"].select("seq", "time_ns", "pid", "intid"),
+        folds=identity.with_vm(raw["fold"]).select(
+            "seq", "time_ns", "vm", "vcpu", "used", "lr0", "lr1", "lr2", "lr3"
+        ),
+        fill_returns=interrupts.fill_returns(raw, identity),
         disorder=disorder(raw, taken),
         fed_by=raw.events,
         found_by=raw.found_by,

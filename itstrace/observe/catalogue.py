@@ -200,9 +200,15 @@ OBSERVATIONS: Final[tuple[Observation, ...]] = (
     ),
     Observation("QUEUEINGS", (("queue",),), "LPIs put on a vCPU's ap_list"),
     Observation("LIST_REGISTERS", (("fill", "fold"),), "LPIs written into list registers and read back"),
+    Observation("FILL_RETURNS", (("fill", "fill_end"),), "what was written into list registers"),
     Observation("RETARGETS", (("affinity",),), "LPIs given to another vCPU"),
     Observation("CONFIGS", (("config_end",),), "LPI configuration as KVM read it"),
     Observation("INVALIDATIONS", (("invalidate",),), "translation caches dropped"),
+    Observation(
+        "INVALIDATION_ENDS",
+        (("invalidate", "invalidate_end"),),
+        "when the dropping of a translation cache was over",
+    ),
     Observation(
         "ALLOCATIONS", (("alloc_device", "alloc_collection"),), "devices, events and collections allocated"
     ),

@@ -107,6 +107,7 @@ _KEEP: dict[str, pl.Expr] = {
     "fill_end": pl.col("intid") >= FIRST_LPI,
     "affinity": pl.col("intid") >= FIRST_LPI,
     "guest_read": pl.col("len").is_in([1, 8, 32]),
+    "guest_read_begin": pl.col("len") == 1,
     "qemu_read": pl.col("offset") == GITS_CTLR,
 }
 

@@ -156,9 +156,9 @@ def queueings(raw: Raw, identity: Identity, injected: pl.DataFrame, ran: Runs) -
         .unique("seq")
     )
     rows = rows.join(causes, on="seq", how="left", maintain_order="left").sort("seq")
-    # vgic_its_inv_lpi and update_lpi_config queue the LPI again after reading its configuration, on the same
-    # task.
-    rows = before(rows, raw["config_end"], config_seq="seq", config_intid="intid")
+    # update_lpi_config queues the LPI again after reading its configuration: within the call, or right after it.
+    read = pl.concat([raw[name].select("pid", "seq", "intid") for name in ("config", "config_end")])
+    rows = before(rows, read, config_seq="seq", config_intid="intid")
     rows = before(rows, raw["queue"], prior="seq")
     inv = (pl.col("config_intid") == pl.col("intid")) & (pl.col("config_seq") > pl.col("prior").fill_null(0))
     rows = rows.with_columns(
@@ -244,3 +244,18 @@ def fills(raw: Raw, identity: Identity, folded: pl.DataFrame) -> pl.DataFrame:
         enabled=pl.col("enabled") != 0,
     )
     return rows.sort("seq").select(schemas.FILLS.names()).cast(schemas.FILLS)
+
+
+def fill_returns(raw: Raw, identity: Identity) -> pl.DataFrame:
+    """What vgic_v3_populate_lr wrote. Shape: rows of FILL_RETURNS.
+
+    On 6.1 the probe gives the value itself, elsewhere all list registers and which of them it was.
+    """
+    value = pl.col("value")
+    for index in range(_SHOWN_LRS):
+        value = (
+            pl.when(pl.col("value").is_null() & (pl.col("lr") == index)).then(f"lr{index}").otherwise(value)
+        )
+    rows = raw["fill_end"].with_columns(value=value, pending=pl.col("pending") != 0)
+    rows = identity.with_vm(rows).sort("seq")
+    return rows.select(schemas.FILL_RETURNS.names()).cast(schemas.FILL_RETURNS)

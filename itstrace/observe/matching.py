@@ -207,7 +207,9 @@ class Catalogue:
             # A value that was returned says where the event stands, as does that there is nowhere else to be.
             if not at[Place.ENTRY] or "ret" in each.sources(event, How.FUNCTION)
         ]
-        return fitting(Place.ENTRY) or returns or at[Place.ENTRY] or at[Place.RETURN]
+        # What was read can be told only when it was read.
+        told = [each for each in fitting(Place.RETURN) if any(one.expected for one in each.probe.columns)]
+        return told or fitting(Place.ENTRY) or returns or at[Place.ENTRY] or at[Place.RETURN]
 
     def find(self, formats: Mapping[str, EventFormat]) -> dict[str, list[Match]]:
         """Which events of a capture may feed which probe, the best first."""

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace import schemas
-from itstrace.observe.joins import before
+from itstrace.observe.commands import boundaries
+from itstrace.observe.joins import after, before
 
 if TYPE_CHECKING:
     from itstrace.observe.collect import Raw
     from itstrace.observe.identity import Identity
+    from itstrace.observe.runs import Runs
 
+_NEVER = 2**64 - 1
 #: Both of the ITS's and the redistributor's register frames are 64 KiB. Spec: IHI 0069H, memory maps.
 _FRAME_MASK = 0xFFFF
 
@@ -88,12 +91,94 @@ def retargets(raw: Raw, identity: Identity) -> pl.DataFrame:
     return _finish(rows.with_columns(vcpu=pl.when(fresh).then("vcpu")), schemas.RETARGETS)
 
 
+def config_calls(raw: Raw, identity: Identity, ran: Runs) -> pl.DataFrame:
+    """Calls of update_lpi_config, and what each did. Shape: rows of CONFIG_CALLS.
+
+    Kernel: vgic-its.c:update_lpi_config (v6.12) reads the property byte, takes it over under irq_lock (INVALL only
+        for the LPIs of its vCPU), and queues the LPI again. Where its return was not recorded (6.1, where it
+        leaves early) it is over at the next thing that its task does otherwise.
+    """
+    rows = raw["config"].select(
+        "seq", "time_ns", "cpu", "pid", "intid", was_enabled="enabled", was_priority="priority"
+    )
+    rows = after(
+        rows,
+        raw["config_end"],
+        ["pid", "intid"],
+        end_seq="seq",
+        end_ns="time_ns",
+        enabled="enabled",
+        priority="priority",
+        result="ret",
+    )
+    others = [raw["config"], raw["sync_pending"], boundaries(raw)]
+    rows = after(rows, pl.concat([each.select("pid", "seq") for each in others]), over="seq")
+    rows = rows.hstack(ran.next_entry_of_task(rows).select("entry_seq"))
+    # Without a return, or only with one that belongs to a later call, whatever comes next ends it.
+    rows = rows.with_columns(over=pl.min_horizontal("over", "entry_seq"))
+    mine = pl.col("end_seq") < pl.col("over").fill_null(_NEVER)
+    ends = ("end_seq", "end_ns", "enabled", "priority", "result")
+    rows = rows.with_columns(pl.when(mine).then(pl.col(c)).alias(c) for c in ends)
+    rows = rows.with_columns(over_seq=pl.coalesce("end_seq", "over"))
+    rows = rows.with_columns(over=pl.col("over_seq").fill_null(_NEVER))
+    rows = after(
+        rows,
+        raw["guest_read"].filter(pl.col("len") == 1),
+        read_seq="seq",
+        read_gpa="gpa",
+        value="dw0",
+        read_result="ret",
+    )
+    rows = after(rows, raw["guest_read_begin"], _begin="seq", _gpa="gpa")
+    rows = after(rows, raw["queue"], ["pid", "intid"], queue_seq="seq")
+    inside = pl.col("read_seq") < pl.col("over")
+    rows = rows.with_columns(
+        pl.when(inside).then(pl.col(c)).alias(c) for c in ("read_seq", "read_gpa", "value", "read_result")
+    )
+    begun = pl.when(pl.col("_begin") < pl.col("over"))
+    rows = rows.with_columns(
+        read_seq=pl.coalesce("read_seq", begun.then("_begin")),
+        read_gpa=pl.coalesce("read_gpa", begun.then("_gpa")),
+        value=pl.col("value") & 0xFF,
+        applied=(pl.col("queue_seq") < pl.col("over")).fill_null(value=False),
+        was_enabled=pl.col("was_enabled") != 0,
+        was_priority=pl.col("was_priority") & 0xFF,
+        enabled=pl.col("enabled") != 0,
+        priority=pl.col("priority") & 0xFF,
+    )
+    return _finish(identity.with_vm(rows), schemas.CONFIG_CALLS)
+
+
+def invalls(raw: Raw, identity: Identity) -> pl.DataFrame:
+    """Calls of vgic_its_invall. Shape: rows of INVALLS."""
+    return _finish(identity.with_vm(raw["invall"]), schemas.INVALLS)
+
+
 def invalidations(raw: Raw, identity: Identity) -> pl.DataFrame:
     """Translation caches dropped; `its` is null where the cache is the VM's. Shape: rows of INVALIDATIONS."""
+    calls = after(
+        raw["invalidate"].select("seq", "time_ns", "cpu", "pid", "its"),
+        raw["invalidate_end"],
+        end_seq="seq",
+        end_ns="time_ns",
+    )
+    # A return that was lost does not make the next call's its own.
+    again = pl.col("seq").shift(-1).over("pid").fill_null(_NEVER)
+    calls = calls.with_columns(
+        pl.when(pl.col("end_seq") < again).then(pl.col(c)).alias(c) for c in ("end_seq", "end_ns")
+    )
     rows = pl.concat(
         [
-            raw["invalidate"].select("seq", "time_ns", "cpu", "pid", "its"),
-            raw["invalidate_all"].select("seq", "time_ns", "cpu", "pid", its=pl.lit(None, dtype=pl.UInt64)),
+            calls,
+            raw["invalidate_all"].select(
+                "seq",
+                "time_ns",
+                "cpu",
+                "pid",
+                its=pl.lit(None, dtype=pl.UInt64),
+                end_seq=pl.lit(None, dtype=pl.UInt64),
+                end_ns=pl.lit(None, dtype=pl.Int64),
+            ),
         ]
     )
     return _finish(identity.with_its(identity.with_vm(rows)), schemas.INVALIDATIONS)

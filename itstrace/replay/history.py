@@ -76,6 +76,8 @@ class History:
     targets: pl.DataFrame
     configurations: pl.DataFrame
     written: pl.DataFrame
+    #: What KVM must be seen to do because of each command and register write.
+    expected: pl.DataFrame
     cleared: pl.DataFrame
     pending_bits: pl.DataFrame
     notes: list[Note]

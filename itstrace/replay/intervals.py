@@ -123,6 +123,7 @@ class Recorder:
         self.targets = Table(schemas.TARGETS, 2)
         self.configurations = Table(schemas.CONFIGURATIONS, 2)
         self.verdicts: list[tuple[Any, ...]] = []
+        self.expected: list[tuple[Any, ...]] = []
         self.notes: list[Note] = []
         self.restored: list[Restored] = []
         self.written: list[tuple[Any, ...]] = []
@@ -155,6 +156,9 @@ class Recorder:
             targets=self.targets.frame(),
             configurations=self.configurations.frame(),
             written=pl.DataFrame(self.written, schema=schemas.WRITTEN, orient="row"),
+            expected=pl.DataFrame(self.expected, schema=schemas.EXPECTED, orient="row").sort(
+                "seq", maintain_order=True
+            ),
             cleared=cleared,
             pending_bits=bits,
             notes=self.notes,

@@ -80,6 +80,8 @@ def _learn_from_moves(
         assert device is not None
         assert event is not None
         assert icid is not None
+        if (its, icid) not in mapped:
+            vm.proven_collections.add((its, icid))
         if (its, icid) not in mapped and row["vcpu"] is not None:
             mapped.add((its, icid))
             vm.record(vm.gic.restore_collection(its, icid, row["vcpu"]), now, assumed=True)

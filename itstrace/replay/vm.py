@@ -12,6 +12,7 @@ from itstrace.gic.lpi import pending_bit
 from itstrace.gic.registers import decode_gicr_pendbaser
 from itstrace.model import effects as fx
 from itstrace.model.machine import Gic
+from itstrace.replay import expected
 from itstrace.replay.history import Note
 from itstrace.replay.intervals import Now, Open, Recorder
 from itstrace.replay.saved import image_seq, look, restore, seed_seq, sow
@@ -48,6 +49,16 @@ class VmReplay:
         self.images = images
         self.complete: bool = vm_row["complete"]
         self.itss = obs.itss.filter(pl.col("vm") == self.vm)
+        #: The largest LPI that KVM queued, and device that it knew: the tables have room for them.
+        self.proven_intid: int = self.mine(obs.queueings)["intid"].max() or -1  # type: ignore[assignment]
+        known = self.mine(obs.injections).filter(pl.col("result") == 0)["device_id"].max()
+        self.proven_device: int = -1 if known is None else known  # type: ignore[assignment]
+        #: Collections (ITS, ICID) to which a MOVI was seen to move an event, and that no MAPC touched since.
+        self.proven_collections: set[tuple[int, int]] = set()
+        #: Devices (ITS, id) of which an event was seen to be mapped since the capture began, or commands were lost.
+        self.proven_devices: set[tuple[int, int]] = set()
+        #: Entries (table, key) of which it is not known whether a command changed them: it may have failed.
+        self.doubtful: set[tuple[str, tuple[int, ...]]] = set()
         self.gic = Gic(profile, vcpus=self._vcpus(complete=vm_row["complete"]))
         for its, base, complete in self.itss.select("its", "base_gpa", "complete").iter_rows():
             self.gic.add_its(its, base, complete=complete)
@@ -142,6 +153,7 @@ class VmReplay:
             return
         device = None if command.device_id is None else self.gic.its[its].devices.get(command.device_id)
         event = None if device is None or command.event_id is None else device.events.get(command.event_id)
+        was = expected.before(self, its, command)
         effects = self.gic.step(its, command)
         self._context = {
             "command": command,
@@ -152,6 +164,8 @@ class VmReplay:
         self.record(effects, now)
         self._context = {}
         verdict, fault, detail = _verdict(effects)
+        self._expect(expected.of_command(self, was, effects, (verdict, fault, detail)), now)
+        expected.settle(self, was, effects, verdict)
         self.rec.verdicts.append(
             (
                 row["seq"],
@@ -174,9 +188,9 @@ class VmReplay:
 
     def _register(self, row: dict[str, Any]) -> None:
         if row["its"] is not None:
-            self.record(
-                self.gic.write_its(row["its"], row["offset"], row["value"], row["size_bytes"]), self.now(row)
-            )
+            effects = self.gic.write_its(row["its"], row["offset"], row["value"], row["size_bytes"])
+            self.record(effects, self.now(row))
+            self._expect(expected.of_others(self, effects), self.now(row))
 
     def _redistributor(self, row: dict[str, Any]) -> None:
         if row["vcpu"] is not None:
@@ -184,6 +198,7 @@ class VmReplay:
                 row["vcpu"], row["offset"], row["value"], row["size_bytes"]
             )
             self.record(effects, self.now(row))
+            self._expect(expected.of_others(self, effects), self.now(row))
 
     def _lpis(self, row: dict[str, Any]) -> None:
         """KVM enabled or flushed a vCPU's LPIs: what GICR_CTLR said, where its write was not recorded."""
@@ -192,10 +207,13 @@ class VmReplay:
 
     def _invalidate(self, row: dict[str, Any]) -> None:
         """GICR_INVLPIR or INVALLR: the property bytes of one LPI, or of all of a vCPU, must be read now."""
+        effects: list[fx.Effect] = []
         if row["what"] == "invallr":
-            self.record(self.gic.read_configurations(row["vcpu"]), self.now(row))
+            effects = self.gic.read_configurations(row["vcpu"])
         elif row["intid"] is not None:
-            self.record([fx.ConfigRead(row["intid"])], self.now(row))
+            effects = [fx.ConfigRead(row["intid"])]
+        self.record(effects, self.now(row))
+        self._expect(expected.of_invalidation(self, row["what"], row["intid"], effects), self.now(row))
 
     def _config(self, row: dict[str, Any]) -> None:
         if row["result"] not in (0, None):
@@ -212,6 +230,7 @@ class VmReplay:
                     rec.devices.put((vm, its, device), (bits, itt), now, assumed=assumed)
                 case fx.DeviceUnmapped(its, device):
                     rec.devices.end((vm, its, device), now)
+                    self.proven_devices.discard((its, device))
                 case fx.CollectionMapped(its, icid, vcpu) | fx.CollectionRetargeted(its, icid, _, vcpu):
                     rec.collections.put((vm, its, icid), (vcpu,), now, assumed=assumed)
                 case fx.CollectionUnmapped(its, icid):
@@ -236,6 +255,10 @@ class VmReplay:
                     pass  # pending state is followed record by record, see lives.py
                 case _:
                     rec.notes.append(self._note(effect, now))
+
+    def _expect(self, rows: Iterable[expected.Row], now: Now) -> None:
+        """Keep what KVM must be seen to do because of a record."""
+        self.rec.expected += [(now.seq, now.command, self.vm, *row) for row in rows]
 
     def _note(self, effect: fx.Effect, now: Now) -> Note:
         return Note(
@@ -270,6 +293,7 @@ class VmReplay:
         its.complete = False
         its.gone_devices.clear()
         its.gone_collections.clear()
+        expected.forget(self, its_key)
         for device in its.devices.values():
             device.complete = False
             device.gone.clear()
@@ -304,6 +328,7 @@ class VmReplay:
     def _reset(self, row: dict[str, Any]) -> None:
         for its in self.gic.its:
             self.record(self.gic.reset_its(its), self.now(row))
+            expected.forget(self, its)
 
     # --- restore and seeds
 

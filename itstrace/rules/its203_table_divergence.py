@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
@@ -16,8 +16,22 @@ from itstrace.units import times
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_LOOKUP: Final = ("vgic_its_resolve_lpi", "find_ite")
+_STALE: Final = "the tables still hold what a command took down"
+_ELSEWHERE: Final = "an event was looked up as another"
+_FOREIGN: Final = "the tables hold what no command put there"
+_REFUSED: Final = "the tables lack what a command put there"
 
-@rule("ITS203", kind=Kind.HOST, severity=Severity.ERROR, needs=("COMMANDS", "INJECTIONS"))
+
+@rule(
+    "ITS203",
+    kind=Kind.HOST,
+    severity=Severity.ERROR,
+    needs=("COMMANDS", "INJECTIONS"),
+    suspect=("vgic_its_handle_command", *_LOOKUP),
+    guest_sees="The wrong interrupt, one that it has taken down, or none.",
+    leads_to=("ITS201", "ITS301", "ITS302", "ITS303", "ITS305", "ITS308"),
+)
 def table_divergence(case: Case) -> Iterator[Finding]:
     """KVM's tables are not what the commands make of them.
 
@@ -32,7 +46,7 @@ def table_divergence(case: Case) -> Iterator[Finding]:
 
     ## Where it comes from
     A command that KVM did not carry out, carried out on another entry, or undid; a corrupted entry; a lookup
-    that finds the wrong one (vgic_its_resolve_lpi, find_ite).
+    that finds the wrong one (vgic_its_resolve_lpi, find_ite). The mechanism says which it looks like.
 
     ## When it is wrong
     While a command on the event is under way, both its old and its new state are right; such MSIs are left
@@ -46,22 +60,60 @@ def table_divergence(case: Case) -> Iterator[Finding]:
     for (_, _, device, event), rows in wrong.group_by(KEY, maintain_order=True):
         first = rows.row(0, named=True)
         said = "nothing maps it" if first["expected"] is None else f"it maps LPI {first['expected']}"
+        whose = ""
+        mechanism = _FOREIGN
+        if first["taken_down"] is not None:
+            mechanism = _STALE
+            whose = f", to which it was mapped until {case.command_text(first['taken_down'])}"
+        elif first["whose"] is not None:
+            mechanism = _ELSEWHERE
+            whose = f", which is event {first['whose']}'s"
         yield case.finding(
-            f"Event {event} of device 0x{device:x} was resolved to LPI {first['intid']} ({times(rows.height)}), but by the "
-            f"commands {said}.",
+            f"Event {event} of device 0x{device:x} was resolved to LPI {first['intid']}{whose} ({times(rows.height)}), but by "
+            f"the commands {said}.",
+            mechanism=mechanism,
+            suspect=_LOOKUP if mechanism == _ELSEWHERE else case.rule.suspect,
+            blames=tuple(rows["taken_down"].drop_nulls().unique(maintain_order=True)),
             **case.about(rows),
             seqs=first_some(
-                [first["gone_by"], first["set_by"], first["seq"], first["queue_seq"], first["end_seq"]]
+                [
+                    first["taken_down"],
+                    first["gone_by"],
+                    first["set_by"],
+                    first["seq"],
+                    first["queue_seq"],
+                    first["end_seq"],
+                ]
             ),
         )
+    shifts = _shifts(wrong)
     for (_, _, device, event), rows in _refused(case).group_by(KEY, maintain_order=True):
         first = rows.row(0, named=True)
+        shifted = _as_another(case, rows, shifts)
         yield case.finding(
             f"Event {event} of device 0x{device:x} was refused as unmapped ({times(rows.height)}), but by the commands it maps "
             f"LPI {first['expected']}.",
+            mechanism=_ELSEWHERE if shifted else _REFUSED,
+            suspect=_LOOKUP if shifted else case.rule.suspect,
+            guest_saw="The interrupt never comes.",
+            blames=() if shifted else tuple(rows["set_by"].drop_nulls().unique(maintain_order=True)),
             **case.about(rows, intid=first["expected"]),
             seqs=first_some([first["set_by"], first["seq"], first["end_seq"]]),
         )
+
+
+def _shifts(wrong: pl.DataFrame) -> set[int]:
+    """By which bits the events differ from those as which they were looked up."""
+    rows = wrong.filter(pl.col("whose").is_not_null() & pl.col("taken_down").is_null())
+    return set((rows["event_id"] ^ rows["whose"]).to_list())
+
+
+def _as_another(case: Case, rows: pl.DataFrame, shifts: set[int]) -> bool:
+    """Whether a refused event is explained by being looked up as another, as others were, that is not mapped."""
+    first = rows.row(0, named=True)
+    keys = {name: first[name] for name in KEY}
+    others = [{**keys, "event_id": first["event_id"] ^ shift} for shift in shifts]
+    return any(not case.live_rows(case.history.mappings, other, first["seq"]) for other in others)
 
 
 def _refused(case: Case) -> pl.DataFrame:

@@ -53,7 +53,7 @@ def event(full_name: str, fields: str) -> EventFormat:
         ("probe:vgic_its_process_commands_L20", f"{ENTRY} {PROCESS}", None),
         # The reads of a command are read when the function returns, and not before.
         ("kprobes:r_kvm_read_guest_0", f"{RETURN} {READ}", "guest_read"),
-        ("kprobes:p_kvm_read_guest_0", f"{ENTRY} {READ}", None),
+        ("kprobes:p_kvm_read_guest_0", f"{ENTRY} {READ}", "guest_read_begin"),
         ("kprobes:r_kvm_read_guest_0", f"{RETURN} gpa len ret", None),
         ("kprobes:r_kvm_read_guest_0", f"{RETURN} gpa len w0 w1 w2 w3", "guest_read"),
         ("kprobes:r_kvm_read_guest_0", f"{RETURN} gpa len cmd[4]", "guest_read"),
@@ -80,7 +80,7 @@ def event(full_name: str, fields: str) -> EventFormat:
         ("kprobes:r_vgic_its_inject_msi_0", f"{RETURN} arg1 arg2", None),
         # Text without groups, and without a word of where an event stands but its name and what it has.
         ("kvm_read_guest", READ, "guest_read"),
-        ("kvm_read_guest", "gpa len", None),
+        ("kvm_read_guest", "gpa len", "guest_read_begin"),
         ("kvm_read_guest_ret", READ, "guest_read"),
         ("vgic_its_process_commands", PROCESS, "process"),
         ("vgic_its_process_commands", "its creadr cwriter", None),
@@ -155,7 +155,7 @@ def test_what_looks_useful_and_feeds_nothing_is_told_why() -> None:
         e.full_name: e
         for e in (
             event("its:its_cmd", f"{RETURN} kvm gpa size w0 w1 w2"),
-            event("kprobes:p_kvm_read_guest_0", f"{ENTRY} gpa"),
+            event("kprobes:p_vgic_its_resolve_lpi_0", f"{ENTRY} kvm"),
             event("mine:cmds", f"{RETURN} address {READ}"),
             event("mine:fold_lr2", f"{ENTRY} vcpu:4 n a b c"),
             event("its:mapi_ret", f"{RETURN} ret"),
@@ -177,7 +177,7 @@ def test_what_looks_useful_and_feeds_nothing_is_told_why() -> None:
     assert {name: one.why for name, one in found.items()} == {
         "its:its_cmd": "guest_read by name, but no field gives dw3 (looked for dw3, w3, word3, cmd3, ...); "
         "record it with that",
-        "kprobes:p_kvm_read_guest_0": "it stands at the entry of kvm_read_guest, where itstrace reads nothing",
+        "kprobes:p_vgic_its_resolve_lpi_0": "it stands at the entry of vgic_its_resolve_lpi, where itstrace reads nothing",
         "mine:cmds": "its fields are like guest_read (kvm_read_guest, return)",
         "mine:fold_lr2": "its name is like fold (vgic_v3_fold_lr_state), but no field gives used, lr0",
         "fprobes:vgic_enable_lpis__entry": "enable_lpis by function name, but no field gives vcpu "

@@ -1,0 +1,95 @@
+"""ITS206: two invalidations of one translation cache at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from itstrace.findings import Finding, Kind, Severity
+from itstrace.rules.case import Case, first_some
+from itstrace.rules.known_bugs import version_of
+from itstrace.rules.registry import rule
+from itstrace.units import duration, seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Kernels in which the second of them drops a reference that is not its own. Source: CVE-2026-46316; a cache of each
+#: ITS's own, which needs no lock to be looked up, is there from v6.10 on.
+_SINCE = (6, 10, 0)
+_FIXED = {(6, 12): 107, (7, 3): 4}
+_MAINLINE = (7, 4, 0)
+
+
+@rule(
+    "ITS206",
+    kind=Kind.HOST,
+    severity=Severity.WARNING,
+    needs=("INVALIDATIONS", "INVALIDATION_ENDS"),
+    suspect=("vgic_its_invalidate_cache",),
+)
+def overlapping_invalidation(case: Case) -> Iterator[Finding]:
+    """Two calls of vgic_its_invalidate_cache for one ITS were under way at once.
+
+    ## What it finds
+    A call that began, on another task, before the one before it for the same ITS (up to v6.9: the same VM) had returned.
+
+    ## Why it matters
+    Each goes through the cache and drops the reference of every entry that it finds. On a kernel without the fix for
+    CVE-2026-46316 both drop the same reference, and an interrupt in use is freed: the host's memory is at stake, and a
+    guest can bring it about. It is an error there, and only a note on kernels that are mended.
+
+    ## Where it comes from
+    A command on one vCPU while another writes EnableLPIs or GITS_CTLR: they hold different locks.
+
+    ## When it is wrong
+    On kernels with the fix (6.12.107, 7.3.4 and later) it is harmless. Times of two CPUs that disagree may make calls
+    overlap that did not.
+
+    ## What to do
+    Take a kernel with the fix. Until then see who drops the cache in the evidence, and keep guests that are not trusted
+    off this host.
+    """
+    # A cache that is the VM's has no ITS.
+    rows = case.observations.invalidations.drop_nulls("end_seq").sort("vm", "its", "seq")
+    key = ["vm", "its"]
+    # The longest of those before it may still be under way though the last one is over.
+    rows = rows.with_columns(
+        _end=pl.col("end_seq").cum_max().over(key).shift(1).over(key),
+        _pid=pl.col("pid").shift(1).over(key),
+    )
+    latest = rows.select(
+        *key, _end="end_seq", other="seq", other_pid="pid", other_ns="time_ns", other_end="end_ns"
+    )
+    both = rows.filter(pl.col("_end") > pl.col("seq")).join(
+        latest, on=[*key, "_end"], how="inner", nulls_equal=True, maintain_order="left"
+    )
+    both = both.filter(pl.col("pid") != pl.col("other_pid"))
+    severity = _severity(case.kernel)
+    for row in case.without_lost(both, "other_ns", "end_ns").iter_rows(named=True):
+        span = min(row["end_ns"], row["other_end"]) - row["time_ns"]
+        yield case.finding(
+            f"vgic_its_invalidate_cache was called at {seconds(row['time_ns'])} while a call that began at "
+            f"{seconds(row['other_ns'])} on another task was under way; both were for {duration(span)}.",
+            severity=severity,
+            mechanism="two invalidations of one cache at once",
+            vm=row["vm"],
+            its=row["its"],
+            time_ns=row["other_ns"],
+            end_ns=row["end_ns"],
+            worst=f"{duration(span)} at {seconds(row['time_ns'])}",
+            measure=float(span),
+            seqs=first_some([row["other"], row["seq"], row["_end"], row["end_seq"]]),
+        )
+
+
+def _severity(kernel: str | None) -> Severity:
+    """Error where the kernel is vulnerable, a note where it is not, a warning where that is not known."""
+    version = version_of(kernel)
+    if version is None:
+        return Severity.WARNING
+    fixed = _FIXED.get(version[:2])
+    if version < _SINCE or version >= _MAINLINE or (fixed is not None and version[2] >= fixed):
+        return Severity.NOTE
+    return Severity.WARNING if version[2] < 0 else Severity.ERROR
