@@ -52,7 +52,7 @@ def overlapping_invalidation(case: Case) -> Iterator[Finding]:
     off this host.
     """
     # A cache that is the VM's has no ITS.
-    rows = case.observations.invalidations.drop_nulls("end_seq").sort("vm", "its", "seq")
+    rows = case.observations.invalidation_ends.sort("vm", "its", "seq")
     key = ["vm", "its"]
     # The longest of those before it may still be under way though the last one is over.
     rows = rows.with_columns(

@@ -540,7 +540,7 @@ def test_a_vm_that_was_saved_was_stopped() -> None:
         vcpu=None,
         its=None,
         intid=None,
-    ).cast(obs.vm_events.schema)  # type: ignore[arg-type]
+    ).cast(obs.vm_events.schema)
 
     assert not found(
         replace(obs, vm_events=pl.concat([obs.vm_events, saved]).sort("seq")), analysis, "ITS304"
