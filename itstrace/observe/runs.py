@@ -166,6 +166,15 @@ class Runs:
             found[mine] += entered + inside
         return pl.Series("stays", found)
 
+    def longest_silence_ns(self, from_seq: int, to_seq: int | None, from_ns: int, to_ns: int) -> int:
+        """The longest time within a span in which no vCPU of any VM entered or left the guest."""
+        last = NEVER if to_seq is None else to_seq
+        times = [np.array([from_ns, to_ns], np.int64)]
+        for stamps in (*self.entries.values(), *self.exits.values()):
+            begin, end = np.searchsorted(stamps.seq, np.array([from_seq, last], np.uint64))
+            times.append(stamps.time_ns[begin:end])
+        return int(np.diff(np.sort(np.concatenate(times))).max())
+
     @staticmethod
     def _next(rows: pl.DataFrame, find: Callable[[Any], Stamps], keys: list[str], name: str) -> pl.DataFrame:
         seqs = rows["seq"].fill_null(NEVER).to_numpy()

@@ -99,6 +99,7 @@ def _folded(case: Case) -> pl.DataFrame:
     rows = case.observations.fills.filter(
         (pl.col("ended_by") == "fold")
         & pl.col("state").is_in([1, 3])
+        & pl.col("enabled").fill_null(value=True)
         & (pl.col("target_vcpu").is_null() | (pl.col("target_vcpu") == pl.col("vcpu")))
     )
     return rows.with_columns(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace.gic.registers import GICR_CTLR
-from itstrace.observe.joins import after
+from itstrace.observe.joins import after, before
 from itstrace.rules.case import NEVER
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def queued(case: Case) -> pl.DataFrame:
 def stops(case: Case, rows: pl.DataFrame) -> pl.Series:
     """For each row (vm, vcpu, intid, seq, since_seq), the record from which the LPI had no business there any more; else NEVER.
 
-    It was moved, disabled, cleared or unmapped, the vCPU's LPIs were flushed, or the VM torn down. `since_seq` is
-    the record from which that counts: what was under way then counts as well.
+    It was moved, disabled, cleared or unmapped (0: unmapped before it), the vCPU's LPIs were flushed, or the VM torn
+    down. `since_seq` is the record from which that counts: what was under way then counts as well.
     """
     begun = rows.select("vm", "vcpu", "intid", seq="since_seq").with_row_index("_row")
     found = [
@@ -41,6 +41,10 @@ def stops(case: Case, rows: pl.DataFrame) -> pl.Series:
     ]
     ends = case.observations.vms.select("vm", stop=pl.col("to_seq").fill_null(NEVER))
     found.append(begun.join(ends, on="vm", how="left", maintain_order="left")["stop"].fill_null(NEVER))
+    entries = case.history.mappings.with_columns(seq=pl.col("from_seq").fill_null(0)).sort("seq")
+    mapped = before(begun, entries, LPI, to="to_seq").sort("_row")
+    gone = (pl.col("to") <= pl.col("seq")).fill_null(value=False)
+    found.append(mapped.select(stop=pl.when(gone).then(0).otherwise(NEVER).cast(pl.UInt64))["stop"])
     frame = pl.DataFrame({str(number): column for number, column in enumerate(found)})
     return frame.select(stop=pl.min_horizontal(pl.all()))["stop"]
 

@@ -25,8 +25,9 @@ _ENOUGH = 50
 _ASSUMED_NS = 50e6
 #: Late deliveries that make a series; fewer may be a stall of the machine, unless they are very late.
 _SERIES = 3
-#: So much later than what counts as late, and at least this, is very late: one such delivery is enough.
-_VERY, _VERY_NS = 4, 400e6
+#: So much later than what counts as late, and at least this, is very late: one such delivery is enough, if the
+#: machine did not stall meanwhile: no silence of all vCPUs takes up this share of it.
+_VERY, _VERY_NS, _SILENT = 4, 400e6, 0.5
 #: vCPUs that enter the guest again within this share of the wait of each other were stopped together.
 _TOGETHER = 0.1
 
@@ -118,9 +119,7 @@ def late_delivery(case: Case) -> Iterator[Finding]:
     late = _late(case, limit)
     if late.is_empty():
         return
-    # Several LPIs that one wake-up brings are late once.
-    once = late.filter("others").unique([*VCPU, "ended"])
-    series = once.height >= _SERIES or bool((once["delay_ns"] > max(_VERY * limit, _VERY_NS)).any())
+    series = _series(case, late.filter("others"), limit)
     norms = _Norms(norm, limit, _typical(case))
     for (_, intid, _), rows in late.group_by([*LPI, "where"], maintain_order=True):
         yield _finding(case, int(str(intid)), rows, norms, series=series)
@@ -192,6 +191,24 @@ def _doubt(norms: _Norms, rows: pl.DataFrame, *, series: bool, known: bool) -> s
 
 
 # --- yardsticks
+
+
+def _series(case: Case, late: pl.DataFrame, limit: float) -> bool:
+    """Whether these are too many, or one of them too late, for a stall of the machine.
+
+    Those that overlap may have one stall for a cause, and count once.
+    """
+    spans = late.select("seq", "time_ns", "ended", "ended_ns", "delay_ns").sort("time_ns")
+    apart = spans.filter(pl.col("time_ns") > pl.col("ended_ns").cum_max().shift(1).fill_null(-1))
+    if apart.height >= _SERIES:
+        return True
+    very = spans.filter(pl.col("delay_ns") > max(_VERY * limit, _VERY_NS))
+    runs = case.observations.runs
+    return any(
+        runs.longest_silence_ns(row["seq"], row["ended"], row["time_ns"], row["ended_ns"])
+        < _SILENT * row["delay_ns"]
+        for row in very.iter_rows(named=True)
+    )
 
 
 def _scheduling_ns(case: Case) -> float | None:

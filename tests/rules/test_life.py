@@ -562,6 +562,37 @@ def test_where_nothing_else_runs_it_is_a_note() -> None:
     assert not found(replace(obs, runs=together), analysis, "ITS304")
 
 
+def test_one_late_delivery_is_told_from_a_stall_of_the_machine() -> None:
+    """One that is very late is enough where the others went on running; a machine that stood still explains it."""
+    analysis = sample("6.12-late-delivery.dat")
+    obs = analysis.observations
+    (all_of_them,) = (finding for finding in analysis.findings if finding.code == "ITS304")
+    begin, end = (
+        next(one.seq for one in all_of_them.evidence if one.event == event and one.seq is not None)
+        for event in ("queue_irq", "kvm_entry")
+    )
+    alone = replace(
+        obs,
+        queueings=obs.queueings.filter(
+            (pl.col("target_vcpu") != 1) | (pl.col("cause") == "msi") | (pl.col("seq") == begin)
+        ).filter((pl.col("target_vcpu") != 1) | (pl.col("seq") >= begin) & (pl.col("seq") < end)),
+    )
+    (one,) = found(alone, analysis, "ITS304")
+    assert one.severity == Severity.WARNING
+    still = copy.copy(obs.runs)
+    still.entries = {key: without(stamps, begin + 9, end - 9) for key, stamps in obs.runs.entries.items()}
+    still.exits = {key: without(stamps, begin + 9, end - 9) for key, stamps in obs.runs.exits.items()}
+    (stalled,) = found(replace(alone, runs=still), analysis, "ITS304")
+
+    assert (stalled.severity, stalled.confidence) == (Severity.NOTE, Confidence.UNPROVEN)
+    assert "too seldom to tell it from a stall" in stalled.doubt
+
+
+def without(stamps: Stamps, begin: int, end: int) -> Stamps:
+    keep = (stamps.seq < np.uint64(begin)) | (stamps.seq > np.uint64(end))
+    return Stamps(stamps.seq[keep], stamps.time_ns[keep], stamps.why[keep] if len(stamps.why) else stamps.why)
+
+
 def test_without_reasons_of_exits_it_is_a_note() -> None:
     """A capture whose kvm_exit has no esr_ec tells neither that the vCPU waited nor how the host schedules."""
     analysis = sample("6.12-late-delivery.dat")
