@@ -224,6 +224,19 @@ def settle(vm: VmReplay, was: Before, effects: Iterable[fx.Effect], verdict: str
         vm.doubtful |= set(touched)
 
 
+def prove(vm: VmReplay, was: Before, intid: int) -> None:
+    """A MOVI was seen to be carried out: its collection is mapped, and its event, to that LPI."""
+    key, command = was.its, was.command
+    if command.device_id is None or command.event_id is None or command.icid is None:
+        return
+    vm.proven_collections.add((key, command.icid))
+    device = vm.gic.its[key].devices.get(command.device_id)
+    ite = None if device is None else device.events.get(command.event_id)
+    if ite is not None and ite.intid == intid:
+        vm.doubtful.discard(("mappings", (key, command.device_id, command.event_id)))
+        vm.doubtful.discard(("targets", (intid,)))
+
+
 def forget(vm: VmReplay, its: int) -> None:
     """Nothing that was proven of an ITS's tables holds any more: they were set anew, or commands were lost."""
     vm.proven_devices = {one for one in vm.proven_devices if one[0] != its}

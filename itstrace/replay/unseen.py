@@ -51,26 +51,35 @@ def learn(
             vm.rec.configurations.put((vm.vm, intid), (enabled, None), now, assumed=True)
 
 
-def _learn_from_moves(
-    vm: VmReplay, unknown: list[int], touched: dict[tuple[int, int, int | None], int], now: Now
-) -> None:
-    """A MOVI that KVM carried out names the vCPU of its collection and the LPI of its event (update_affinity)."""
+def carried_out(vm: VmReplay) -> dict[int, int]:
+    """MOVIs that KVM was seen to carry out, by command, and the LPI of each: its collection is mapped, and its event."""
+    commands = vm.mine(vm.obs.commands)
+    movis = commands.filter((pl.col("dw0") & 0xFF) == int(Opcode.MOVI))
+    return dict(_alone(vm, movis).filter("alone").select("seq", "intid").iter_rows())
+
+
+def _alone(vm: VmReplay, commands: pl.DataFrame) -> pl.DataFrame:
+    """Commands with the one call of update_affinity within each: `alone`, to `vcpu` if that is told, of `intid`.
+
+    More than one call within a command is MOVALL or MAPC; none is a MOVI that failed.
+    """
     seen = vm.mine(vm.obs.retargets)
-    rows = after(
-        vm.mine(vm.obs.commands).filter(pl.col("its").is_in(unknown)),
-        seen,
-        named="seq",
-        vcpu="vcpu",
-        intid="intid",
-    )
-    # More than one call within a command is MOVALL or MAPC; none is a MOVI that failed.
+    rows = after(commands, seen, named="seq", vcpu="vcpu", intid="intid")
     rows = rows.rename({"seq": "own"}).with_columns(seq=pl.col("named").fill_null(0))
     rows = after(rows, seen, again="seq").with_columns(seq=pl.col("own")).sort("own")
     end = pl.col("end_seq").fill_null(2**63)
     alone = (pl.col("named") < end) & (pl.col("again").is_null() | (pl.col("again") >= end))
+    return rows.with_columns(alone=alone.fill_null(value=False))
+
+
+def _learn_from_moves(
+    vm: VmReplay, unknown: list[int], touched: dict[tuple[int, int, int | None], int], now: Now
+) -> None:
+    """A MOVI that KVM carried out names the vCPU of its collection and the LPI of its event (update_affinity)."""
+    rows = _alone(vm, vm.mine(vm.obs.commands).filter(pl.col("its").is_in(unknown)))
     mapped: set[tuple[int, int | None]] = set()
     known: set[tuple[int, int, int]] = set()
-    for row in rows.with_columns(alone=alone).iter_rows(named=True):
+    for row in rows.iter_rows(named=True):
         command = decode((row["dw0"], row["dw1"], row["dw2"], row["dw3"]))
         its, device, event, icid = row["its"], command.device_id, command.event_id, command.icid
         if command.opcode == Opcode.MAPC:

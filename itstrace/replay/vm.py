@@ -16,7 +16,7 @@ from itstrace.replay import expected
 from itstrace.replay.history import Note
 from itstrace.replay.intervals import Now, Open, Recorder
 from itstrace.replay.saved import image_seq, look, restore, seed_seq, sow
-from itstrace.replay.unseen import learn
+from itstrace.replay.unseen import carried_out, learn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -57,6 +57,8 @@ class VmReplay:
         self.proven_collections: set[tuple[int, int]] = set()
         #: Devices (ITS, id) of which an event was seen to be mapped since the capture began, or commands were lost.
         self.proven_devices: set[tuple[int, int]] = set()
+        #: Where tables are not known: MOVIs that KVM was seen to carry out, and the LPI of each.
+        self.carried_out: dict[int, int] = {}
         #: Entries (table, key) of which it is not known whether a command changed them: it may have failed.
         self.doubtful: set[tuple[str, tuple[int, ...]]] = set()
         self.gic = Gic(profile, vcpus=self._vcpus(complete=vm_row["complete"]))
@@ -81,6 +83,8 @@ class VmReplay:
     def run(self) -> None:
         """Replay, the commands in the order in which their ITS took them, everything else by its place in the capture."""
         learn(self)
+        if not self.itss["complete"].all() or self.obs.commands["lost_before"].any():
+            self.carried_out = carried_out(self)
         inputs = sorted(self._inputs(), key=lambda item: item[0])
         for _, handler, row in inputs:
             handler(row)
@@ -166,6 +170,8 @@ class VmReplay:
         verdict, fault, detail = _verdict(effects)
         self._expect(expected.of_command(self, was, effects, (verdict, fault, detail)), now)
         expected.settle(self, was, effects, verdict)
+        if row["seq"] in self.carried_out:
+            expected.prove(self, was, self.carried_out[row["seq"]])
         self.rec.verdicts.append(
             (
                 row["seq"],
