@@ -25,7 +25,7 @@ _NAMED = 6
     severity=Severity.ERROR,
     needs=("COMMANDS",),
     guest_sees="No interrupts of these events any more, and commands that move or discard them have no effect.",
-    leads_to=("ITS103", "ITS302"),
+    leads_to=("ITS103", "ITS302", "ITS603"),
 )
 def orphaned_collection(case: Case) -> Iterator[Finding]:
     """MAPC V=0 takes a collection away while events use it.

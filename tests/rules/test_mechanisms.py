@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 #: A capture in which the rule fires, and one with the same observations in which it does not.
 SHOWN: dict[str, tuple[str, str]] = {
     **dict.fromkeys(
-        ["ITS101", "ITS103", "ITS104", "ITS105", "ITS106", "ITS107", "ITS108", "ITS109", "ITS113"],
+        ["ITS101", "ITS103", "ITS104", "ITS105", "ITS106", "ITS107", "ITS108", "ITS109", "ITS110"],
+        ("7.3-guest-mistakes.dat", "6.12-clean.dat"),
+    ),
+    **dict.fromkeys(
+        ["ITS111", "ITS112", "ITS113", "ITS306"],
         ("7.3-guest-mistakes.dat", "6.12-clean.dat"),
     ),
     "ITS102": ("6.12-clean.dat", "6.12-double-delivery.dat"),
@@ -30,6 +34,9 @@ SHOWN: dict[str, tuple[str, str]] = {
     "ITS301": ("6.12-lost-lpi.dat", "6.12-clean.dat"),
     "ITS302": ("6.12-clean.dat", "7.3-migrate.dat"),
     "ITS303": ("6.12-duplicate-delivery.dat", "6.12-clean.dat"),
+    "ITS304": ("6.12-late-delivery.dat", "6.12-clean.dat"),
+    "ITS305": ("6.12-stale-translation.dat", "6.12-clean.dat"),
+    "ITS311": ("6.12-double-delivery.dat", "6.12-clean.dat"),
     "ITS401": ("6.12-double-delivery.dat", "6.12-clean.dat"),
     "ITS402": ("6.1-stale-target.dat", "6.1-clean.dat"),
     "ITS901": ("6.12-lost-records.dat", "6.12-clean.dat"),
