@@ -75,6 +75,11 @@ class Observations:
     #: By VM: a number that no vCPU of it reaches, where that is known.
     vcpu_limits: dict[int, int] = field(default_factory=dict)
 
+    @property
+    def invalidation_ends(self) -> pl.DataFrame:
+        """Those invalidations of which the end was recorded, too."""
+        return self.invalidations.drop_nulls("end_seq")
+
     def lines(self, seqs: Iterable[int]) -> pl.DataFrame:
         """The capture's own records of these seqs. Shape: seq, time_ns, cpu, event, text."""
         return lines(self._raw, seqs)
