@@ -7,8 +7,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from itstrace import Analysis, analyze
+
+# A deadline of hypothesis would be a timed assertion: it fails on a busy machine.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 SAMPLES = Path(__file__).parents[1] / "sample-traces"
 CORPUS = Path(os.environ["ITSTRACE_CORPUS"]) if os.environ.get("ITSTRACE_CORPUS") else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,9 +89,18 @@ class Runs:
         tasks: dict[tuple[int, int], list[int]] = {}
         for vm, vcpu, pid in identity.vcpus.select("vm", "vcpu", "pid").iter_rows():
             tasks.setdefault((vm, vcpu), []).append(pid)
+        # Two tasks that run one vCPU at the same time are vCPUs of two VMs, one of which the capture does not
+        # show: nothing is known of either.
+        tasks = {key: pids for key, pids in tasks.items() if not self._at_once(pids)}
         self._tasks = tasks
         self.entries = {key: _joined(self.entries_of_task, pids) for key, pids in tasks.items()}
         self.exits = {key: _joined(exits, pids) for key, pids in tasks.items()}
+
+    def _at_once(self, pids: list[int]) -> bool:
+        """Whether several tasks entered the guest by turns."""
+        stamps = [one.seq for pid in pids if len((one := self.entries_of_task.get(pid)).seq)]
+        spans = sorted((int(seq[0]), int(seq[-1])) for seq in stamps)
+        return any(later[0] < earlier[1] for earlier, later in pairwise(spans))
 
     @property
     def height(self) -> int:

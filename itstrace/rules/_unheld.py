@@ -64,7 +64,7 @@ def lost(case: Case) -> pl.DataFrame:
     # One stretch of waiting is one: whatever set its latch between two fills.
     rows = before(rows, obs.fills, LPI, last_fill="seq")
     rows = rows.sort("seq").unique([*LPI, "last_fill"], keep="first", maintain_order=True)
-    return case.without_lost(_crowded(case, rows), "time_ns", "proof_ns")
+    return case.without_lost(_whose(case, _crowded(case, rows)), "time_ns", "proof_ns")
 
 
 def _way(*, tells_owner: bool) -> pl.Expr:
@@ -199,6 +199,20 @@ def _crowded(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
         crowded=(pl.col("used").fill_null(0) >= _LIST_REGISTERS) & pl.col("entered") & ~pl.col("ownerless")
     )
     return rows.filter(~pl.col("crowded") | pl.col("next_fill").is_null())
+
+
+def _whose(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows whose VM is sure: where the vCPU of that number of another VM was given the LPI, it may be the one that is meant.
+
+    A capture that begins later than its VMs does not always tell whose vCPU a task is.
+    """
+    if case.observations.vms.height <= 1:
+        return rows
+    fills = case.observations.fills.select("vcpu", "intid", "seq", "vm")
+    rows = after(rows, fills, ["vcpu", "intid"], _filled="seq", _whose="vm")
+    proof = pl.when("entered").then("entry_seq").otherwise("next_queue")
+    other = (pl.col("_whose") != pl.col("vm")) & (pl.col("_filled") < proof)
+    return rows.filter(~other.fill_null(value=False)).drop("_filled", "_whose").sort("seq")
 
 
 # --- flushed with the latch still set

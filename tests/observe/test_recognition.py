@@ -55,6 +55,8 @@ def event(full_name: str, fields: str) -> EventFormat:
         ("kprobes:r_kvm_read_guest_0", f"{RETURN} {READ}", "guest_read"),
         ("kprobes:p_kvm_read_guest_0", f"{ENTRY} {READ}", "guest_read_begin"),
         ("kprobes:r_kvm_read_guest_0", f"{RETURN} gpa len ret", None),
+        ("kprobes:r_vgic_its_invalidate_cache_0", RETURN, "invalidate_end"),
+        ("kprobes:p_vgic_its_invalidate_cache_0", f"{ENTRY} its", "invalidate"),
         ("kprobes:r_kvm_read_guest_0", f"{RETURN} gpa len w0 w1 w2 w3", "guest_read"),
         ("kprobes:r_kvm_read_guest_0", f"{RETURN} gpa len cmd[4]", "guest_read"),
         ("kprobes:r_kvm_read_guest_0", f"{RETURN} gpa len cmd[3]", None),
@@ -148,6 +150,19 @@ def test_any_name_is_a_function_s_or_not(name: str, fields: str) -> None:
     found = standing(event(name.replace(":", ""), fields))
 
     assert found is None or found.function in name
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "probe"),
+    [
+        ("its:its_read", f"{ENTRY} kvm gpa len", "guest_read_begin"),
+        ("its:its_inval_cache_ret", f"{RETURN} its", "invalidate_end"),
+    ],
+)
+def test_events_of_our_own_names_are_their_probes(name: str, fields: str, probe: str) -> None:
+    found = Catalogue().matches(event(name, fields))
+
+    assert [(one.probe.name, one.how) for one in found] == [(probe, How.NAME)]
 
 
 def test_what_looks_useful_and_feeds_nothing_is_told_why() -> None:
