@@ -85,11 +85,7 @@ class Observations:
 
     @property
     def invalidation_ends(self) -> pl.DataFrame:
-<<<<<<< .merge_file_8lX3Fs
         """The invalidations whose return was recorded. Shape: rows of INVALIDATIONS."""
-=======
-        """Those invalidations of which the end was recorded, too."""
->>>>>>> .merge_file_JeRj7p
         return self.invalidations.drop_nulls("end_seq")
 
     def lines(self, seqs: Iterable[int]) -> pl.DataFrame:

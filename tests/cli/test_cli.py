@@ -209,13 +209,8 @@ def test_captures_that_are_parts_of_one_are_analyzed_together(
 
     assert document["capture"]["paths"] == [str(DOUBLE)] * 2
     assert document["capture"]["format"] == "2 captures: trace.dat v7 zstd + trace.dat v7 zstd"
-<<<<<<< .merge_file_K2FI2q
     loud = {finding["code"] for finding in document["findings"] if finding["severity"] != "note"}
     assert loud == {"ITS401"}
-=======
-    # Nobody records when the dropping of a cache is over.
-    assert {finding["code"] for finding in document["findings"]} == {"ITS401", "ITS903"}
->>>>>>> .merge_file_7DuaMi
 
 
 def test_a_capture_is_never_overwritten(
