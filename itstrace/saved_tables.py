@@ -32,8 +32,6 @@ DEVICE_BASER, COLLECTION_BASER = 0, 1
 #: Pages of the tables of a vITS. Kernel: vgic-its.c:vgic_sanitise_its_baser (v6.12)
 PAGE_BYTES = 65536
 _PAGE_ENTRIES = PAGE_BYTES // layout.ENTRY_SIZE_BYTES
-#: What CTE.RDBase holds of a collection that no MAPC has mapped. Kernel: vgic.h:COLLECTION_NOT_MAPPED (v6.12)
-_NOT_MAPPED = 0xFFFF_FFFF
 #: Device ids of a vITS. Kernel: vgic-its.c:VITS_TYPER_DEVBITS (v6.12)
 _DEVICE_LIMIT = 1 << 16
 #: Event bits of a vITS. Kernel: vgic-its.c:VITS_TYPER_IDBITS (v6.12)
@@ -212,7 +210,7 @@ class _Decoder:
                 self.problems.append(
                     f"collection {entry.icid} stands in the table twice; the first one counts"
                 )
-            targets.setdefault(entry.icid, None if entry.rdbase >= _NOT_MAPPED else entry.rdbase)
+            targets.setdefault(entry.icid, entry.target_vcpu)
         return targets
 
     def _devices(self) -> list[tuple[int, layout.Dte]] | None:

@@ -198,6 +198,23 @@ class GitsBaser:
         return object_id // (self.page_size_bytes // self.entry_size_bytes) if self.indirect else None
 
 
+def kvm_memory_attributes(value: int) -> int:
+    """GITS_BASER<n> or GITS_CBASER with the memory attributes that KVM takes the written ones for.
+
+    Shareability[11:10], InnerCache[61:59] and OuterCache[55:53]. Outer Shareable counts as Inner Shareable, no inner
+    cache as read-allocate write-back, and an outer one only as the inner one or none.
+    Kernel: vgic-its.c:vgic_sanitise_its_baser, vgic-mmio-v3.c:vgic_sanitise_shareability, _inner_cacheability,
+        _outer_cacheability (v6.12)
+    """
+    if value >> 10 & 3 == 2:
+        value = value & ~(3 << 10) | 1 << 10
+    if value >> 59 & 7 <= 1:
+        value = value & ~(7 << 59) | 3 << 59
+    if value >> 53 & 7 > 1:
+        value &= ~(7 << 53)
+    return value
+
+
 _PAGE_SIZES_BYTES = (4096, 16384, 65536, 65536)
 
 

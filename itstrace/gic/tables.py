@@ -39,6 +39,15 @@ class Cte:
     rdbase: int
     icid: int
 
+    @property
+    def target_vcpu(self) -> int | None:
+        """The vCPU; None of a collection that MAPTI named and no MAPC has mapped.
+
+        Kernel: vgic-its.c:vgic_its_save_cte, COLLECTION_NOT_MAPPED (v6.12)
+        """
+        vcpu = self.rdbase & 0xFFFF_FFFF
+        return None if vcpu == 0xFFFF_FFFF else vcpu
+
 
 @dataclass(frozen=True, slots=True)
 class Ite:

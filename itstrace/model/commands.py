@@ -216,6 +216,7 @@ def mapti(gic: Gic, its: Its, command: Command) -> list[Effect]:
         if its.complete or icid in its.gone_collections:
             its.collections[icid] = Collection(icid, None, placeholder=True)
             its.gone_collections.discard(icid)
+            effects.append(fx.CollectionNamed(its.key, icid))
         else:
             effects += gic.adopt_collection(its, icid)
     ite = Ite(event_id, intid, icid)
@@ -234,20 +235,20 @@ def _map_lpi(
 ) -> list[Effect]:
     """Bind an event to its LPI: a new one reads its property byte and, if it has a target, its pending bit.
 
-    An LPI that was mapped before may live on, referred to by a vCPU's list; then KVM reads nothing.
+    An LPI that was mapped before may live on, referred to by a vCPU's list; then KVM reads nothing. One that another
+    event maps keeps its target, too.
     Kernel: vgic-its.c:vgic_add_lpi (v6.12)
     """
     effects: list[Effect] = []
     known = gic.lpis.get(intid)
     fresh = known is None
     shared = known is not None and bool(known.mapped_by)
-    pending = gic.pending_on(intid)
     lpi = gic.lpi(intid)
     certain = fresh and all(one.complete for one in gic.its.values())
-    if gic.profile.lpi_has_target:
-        if shared or pending:
-            if mapped or not shared:
-                effects += gic.retarget(intid, vcpu)
+    if gic.profile.lpi_has_target and not shared:
+        if gic.pending_on(intid):
+            effects += gic.retarget(intid, vcpu)
+            lpi.assumed = mapped and vcpu is None
         else:
             lpi.target_vcpu, lpi.assumed = vcpu, mapped and vcpu is None
             effects.append(fx.ConfigRead(intid, certain=certain))
@@ -313,7 +314,8 @@ def movall(gic: Gic, its: Its, command: Command) -> list[Effect]:
     if gic.profile.lpi_has_target:
         for intid, lpi in sorted(gic.lpis.items()):
             unknown = lpi.target_vcpu is None and lpi.assumed
-            if lpi.target_vcpu == source or (unknown and intid in pending):
+            held = lpi.mapped_by or intid in pending
+            if (lpi.target_vcpu == source and held) or (unknown and intid in pending):
                 effects += gic.retarget(intid, target)
     else:
         for intid in pending:

@@ -58,8 +58,15 @@ class CollectionMapped(ItsEffect):
 
 
 @dataclass(frozen=True, slots=True)
+class CollectionNamed(ItsEffect):
+    """A collection is there, but has no target: MAPTI named it before any MAPC did (KVM)."""
+
+    icid: int
+
+
+@dataclass(frozen=True, slots=True)
 class CollectionUnmapped(ItsEffect):
-    """A collection is gone."""
+    """A collection is gone; `vcpu` None: it had no target, or it is not known."""
 
     icid: int
     vcpu: int | None

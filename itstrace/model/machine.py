@@ -184,7 +184,7 @@ class Gic:
         *,
         enabled: bool | None = None,
         priority: int | None = None,
-    ) -> None:
+    ) -> list[Effect]:
         """The property byte of an LPI as it was read, or its enable and priority as far as they are known."""
         lpi = self.lpi(intid, assumed=True)
         if property_byte is not None:
@@ -194,6 +194,7 @@ class Gic:
             lpi.enabled = enabled
         if priority is not None:
             lpi.priority = priority
+        return self.release(intid)
 
     def take(self, vcpu: int, intid: int) -> list[Effect]:
         """A vCPU took an LPI (into a list register): it is pending there no more, and no command moves it."""
@@ -232,12 +233,15 @@ class Gic:
         its.gone_devices.discard(device_id)
         return [fx.DeviceMapped(key, device_id, event_bits, itt_gpa)]
 
-    def restore_collection(self, key: int, icid: int, target_vcpu: int | None) -> list[Effect]:
-        """A collection read from saved tables or a dump."""
+    def restore_collection(
+        self, key: int, icid: int, target_vcpu: int | None, *, placeholder: bool = False
+    ) -> list[Effect]:
+        """A collection read from saved tables or a dump; a `placeholder` is known to have no target."""
         its = self.its[key]
-        its.collections[icid] = Collection(icid, target_vcpu, assumed=target_vcpu is None)
+        assumed = target_vcpu is None and not placeholder
+        its.collections[icid] = Collection(icid, target_vcpu, placeholder, assumed)
         its.gone_collections.discard(icid)
-        return [fx.CollectionMapped(key, icid, target_vcpu)]
+        return [fx.CollectionNamed(key, icid) if placeholder else fx.CollectionMapped(key, icid, target_vcpu)]
 
     def restore_event(
         self,
@@ -284,7 +288,7 @@ class Gic:
         return [fx.LpiRetargeted(intid, old, target_vcpu)]
 
     def reset_its(self, key: int) -> list[Effect]:
-        """All of an ITS forgotten: KVM_DEV_ARM_ITS_CTRL_RESET.
+        """All of an ITS forgotten: KVM_DEV_ARM_ITS_CTRL_RESET. Of GITS_BASER<n> only Valid goes.
 
         Kernel: vgic-its.c:vgic_its_reset (v6.12)
         """
@@ -295,7 +299,11 @@ class Gic:
         its.complete = True
         its.enabled = False
         its.cbaser = its.creadr = its.cwriter = 0
-        its.baser = {}
+        if self.profile.tables is None:
+            its.baser = {}
+        for number, (table_type, entry_size_bytes) in enumerate(self.profile.tables or ()):
+            unknown = table_type << 56 | (entry_size_bytes - 1) << 48
+            its.baser[number] = (its.baser.get(number) or unknown) & ~(1 << 63)
         its.l1_valid = {}
         return effects
 
@@ -458,9 +466,24 @@ class Gic:
         ite = device.events.pop(event_id)
         if not device.complete:
             device.gone.add(event_id)
+        effects: list[Effect] = [fx.EventUnmapped(its.key, device.device_id, event_id, ite.intid, ite.icid)]
         if ite.intid is not None and ite.intid in self.lpis:
             self.lpis[ite.intid].mapped_by.discard((its.key, device.device_id, event_id))
-        return [fx.EventUnmapped(its.key, device.device_id, event_id, ite.intid, ite.icid)]
+            effects += self.release(ite.intid)
+        return effects
+
+    def release(self, intid: int) -> list[Effect]:
+        """An LPI that nothing holds is gone, and its pending state with it, where LPIs are objects.
+
+        A vCPU's list holds an LPI that is pending there and enabled; a disabled one is on no list.
+        Kernel: vgic.c:vgic_put_irq, vgic_target_oracle (v6.12)
+        """
+        lpi = self.lpis[intid]
+        effects: list[Effect] = []
+        if self.profile.lpi_has_target and not lpi.mapped_by and lpi.enabled is False:
+            for vcpu in self.pending_on(intid):
+                effects += self.clear_pending(vcpu, intid)
+        return effects
 
     def unmap_device(self, its: Its, device: Device) -> list[Effect]:
         """Take a device out of the table, with all its events."""
@@ -493,7 +516,7 @@ class Gic:
         gone = its.collections.pop(icid, None)
         if not its.complete:
             its.gone_collections.add(icid)
-        if gone is not None and not gone.placeholder:
+        if gone is not None:
             effects.append(fx.CollectionUnmapped(its.key, icid, gone.target_vcpu))
         if self.profile.unmapped_collection_orphans:
             for device, ite in users:
@@ -507,14 +530,16 @@ class Gic:
         for _, device in sorted(its.devices.items()):
             effects += self.unmap_device(its, device)
         its.gone_devices.clear()
+        if not effects and its.complete:
+            return []
         return effects + self.invalidate_cache(its, certain=bool(effects))
 
     def free_collections(self, its: Its) -> list[Effect]:
-        """Every collection gone. Kernel: vgic-its.c:vgic_its_free_collection_list (v6.12)."""
+        """Every collection gone; no cache is dropped. Kernel: vgic-its.c:vgic_its_free_collection_list (v6.12)."""
         effects: list[Effect] = []
         for icid in sorted(its.collections):
             effects += self.unmap_collection(its, icid)
-        return effects + self.invalidate_cache(its, certain=False)
+        return effects
 
     def invalidate_cache(self, its: Its, *, certain: bool = True) -> list[Effect]:
         """The translation cache dropped, as far as the profile drops it."""

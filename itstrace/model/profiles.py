@@ -44,6 +44,9 @@ class Profile:
     baser_needs_valid: bool = True
     #: The only page size of GITS_BASER<n>. Kernel: vgic-its.c:vgic_sanitise_its_baser.
     page_size_bytes: int | None = None
+    #: Memory attributes that are not offered are taken for others, so that two values may be one.
+    #: Kernel: vgic-its.c:vgic_sanitise_its_baser, vgic_sanitise_its_cbaser.
+    attributes_sanitised: bool = False
     #: GITS_BASER<n>: Type and bytes of an entry, which cannot be chosen; those beyond are not there. None: as
     #: written. Kernel: vgic-its.c:vgic_mmio_write_its_baser. QEMU: arm_gicv3_its_common.c and
     #: arm_gicv3_its.c:gicv3_its_reset_hold, without virtual LPIs.
@@ -95,8 +98,13 @@ class Profile:
     enable_needs_tables: bool = False
     #: GITS_BASER<n> with Valid=0 frees what the table holds. Kernel: vgic-its.c:vgic_mmio_write_its_baser.
     invalid_baser_frees: bool = False
-    #: So does any other change. Kernel: vgic-its.c:vgic_mmio_write_its_baser (v7.3).
+    #: Every change frees it, and drops the cache; a write that changes nothing does neither.
+    #: Kernel: vgic-its.c:vgic_mmio_write_its_baser (v6.12.112, v7.3).
     changed_baser_frees: bool = False
+    #: EnableLPIs going to 0 takes LPIs off their vCPU's list, but leaves their latch set, which the next
+    #: INV or MSI finds. The model's pending state goes, for nothing is on its way any more.
+    #: Kernel: vgic.c:vgic_flush_pending_lpis (before v6.12.114; v6.1.191 and v7.3 clear the latch).
+    flush_keeps_latch: bool = False
     #: Tables live in guest memory only: an ITT outlives its MAPD, and every change is a write that can be
     #: seen. QEMU: arm_gicv3_its.c:update_dte, update_cte, update_ite.
     tables_in_memory: bool = False
@@ -109,6 +117,7 @@ KVM_6_12 = Profile(
     fine_faults=False,
     baser_needs_valid=False,
     page_size_bytes=65536,
+    attributes_sanitised=True,
     tables=((BASER_TYPE_DEVICE, 8), (BASER_TYPE_COLLECTION, 8)),
     device_bits=16,
     event_bits=16,
@@ -124,11 +133,24 @@ KVM_6_12 = Profile(
     cache=CacheScope.ITS,
     enable_needs_tables=True,
     invalid_baser_frees=True,
+    flush_keeps_latch=True,
 )
 
-KVM_6_1 = replace(KVM_6_12, name="kvm-6.1", cache=CacheScope.VM, mapc_always_checks_target=True)
+KVM_6_1 = replace(
+    KVM_6_12,
+    name="kvm-6.1",
+    cache=CacheScope.VM,
+    mapc_always_checks_target=True,
+    flush_keeps_latch=False,
+)
 
-KVM_7_3 = replace(KVM_6_12, name="kvm-7.3", duplicate_lpi_refused=True, changed_baser_frees=True)
+KVM_7_3 = replace(
+    KVM_6_12,
+    name="kvm-7.3",
+    duplicate_lpi_refused=True,
+    changed_baser_frees=True,
+    flush_keeps_latch=False,
+)
 
 QEMU = Profile(
     name="qemu",
@@ -153,13 +175,20 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
 def profile_for_kernel(release: str) -> Profile:
     """The KVM profile of a kernel release (`uname -r`); the newest one where the release cannot be read.
 
-    The cache became one per ITS in v6.10, so 6.10 is where kvm-6.12 begins; kvm-7.3 begins with v7.0, the
-    first major release after the last one known to let two events share an LPI.
+    The cache became one per ITS in v6.10, so 6.10 is where kvm-6.12 begins. Two events may share an LPI until after
+    v7.1-rc6; v7.3 is the first release known to refuse it. Stable releases have some of what v7.3 does: 6.12.112
+    "vgic-its: Free the caches when GITS_BASER changes", 6.12.114 "vgic: Handle race between interrupt affinity change
+    and LPI disabling". A release that says 0 there, as a distribution's own 6.12.0-55, tells nothing of it.
+    Source: kernel.org, ChangeLog-6.12.112 and -6.12.114
     """
-    found = re.match(r"(\d+)\.(\d+)", release)
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
     if found is None:
         return KVM_7_3
-    version = int(found[1]), int(found[2])
+    version, stable = (int(found[1]), int(found[2])), int(found[3] or 0)
     if version < (6, 10):
         return KVM_6_1
-    return KVM_6_12 if version < (7, 0) else KVM_7_3
+    if version >= (7, 3):
+        return KVM_7_3
+    if version != (6, 12):
+        return KVM_6_12
+    return replace(KVM_6_12, changed_baser_frees=stable >= 112, flush_keeps_latch=stable < 114)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from itstrace.gic import registers as reg
+from itstrace.gic.lpi import FIRST_LPI
 from itstrace.model import effects as fx
 from itstrace.model.profiles import CacheScope
 
@@ -35,8 +36,8 @@ def write_its(gic: Gic, its: Its, offset: int, value: int, size_bytes: int) -> l
         its.creadr = its.cwriter = 0
         if merged is None:
             return []
-        if gic.profile.page_size_bytes:
-            its.cbaser = merged = merged & ~0xF000  # vgic-its.c:vgic_sanitise_its_cbaser: 64 KiB aligned
+        if gic.profile.attributes_sanitised:  # and the queue is 64 KiB aligned
+            its.cbaser = merged = reg.kvm_memory_attributes(merged) & ~0xF000
         queue = reg.decode_gits_cbaser(merged)
         return [fx.QueueSet(its.key, queue.queue_gpa, queue.size_bytes, queue.valid)]
     if reg.GITS_CWRITER <= offset < reg.GITS_CWRITER + 8:
@@ -85,7 +86,8 @@ def _write_cwriter(its: Its, value: int) -> list[Effect]:
 def _write_baser(gic: Gic, its: Its, offset: int, value: int, size_bytes: int) -> list[Effect]:
     """GITS_BASER<n>, as the ITS keeps it, and what becomes of the objects in the table.
 
-    Kernel: vgic-its.c:vgic_mmio_write_its_baser (v6.12; v7.3 frees the objects on every change)
+    Kernel: vgic-its.c:vgic_mmio_write_its_baser (v6.12; from v6.12.112 on and in v7.3 every change, and nothing
+        else, frees the objects, and drops the cache)
     """
     number = (offset - reg.GITS_BASER) // 8
     tables = gic.profile.tables
@@ -103,13 +105,18 @@ def _write_baser(gic: Gic, its: Its, offset: int, value: int, size_bytes: int) -
         new = new & ~(3 << 8) | 2 << 8
         if reg.decode_gits_baser(new).table_type == reg.BASER_TYPE_COLLECTION:
             new &= ~(1 << 62)
+    if new is not None and gic.profile.attributes_sanitised:
+        new = reg.kvm_memory_attributes(new)
     its.baser[number] = new
     effects: list[Effect] = [fx.TableSet(its.key, number, new)]
     if number == 0 and new != old:
         its.l1_valid = {}
-    frees = gic.profile.changed_baser_frees and new is not None and old is not None and new != old
-    if frees or (gic.profile.invalid_baser_frees and new is not None and not new >> 63):
+    invalid = new is not None and not new >> 63
+    changed = new is not None and (new != old if old is not None else its.complete or invalid)
+    if changed if gic.profile.changed_baser_frees else invalid and gic.profile.invalid_baser_frees:
         effects += gic.free_devices(its) if number == 0 else gic.free_collections(its)
+        if gic.profile.changed_baser_frees:
+            effects += gic.invalidate_cache(its)
     return effects
 
 
@@ -147,7 +154,7 @@ def write_redistributor(
     lpi = gic.lpis.get(intid)
     if lpi is not None and lpi.mapped_by:
         return [fx.ConfigRead(intid)]
-    if lpi is None and all(its.complete for its in gic.its.values()):
+    if intid < FIRST_LPI or (lpi is None and all(its.complete for its in gic.its.values())):
         reason = fx.RegisterReason.UNKNOWN_LPI
         return [fx.RegisterIgnored("GICR_INVLPIR", value, reason, vcpu=one.vcpu)]
     return [fx.ConfigRead(intid, certain=False)]
@@ -166,7 +173,9 @@ def _write_gicr_ctlr(gic: Gic, one: Redistributor, value: int) -> list[Effect]:
     if not one.enable_lpis and before is not False:
         effects = [fx.LpisDisabled(one.vcpu)]
         for intid in sorted(one.pending):
-            effects += gic.clear_pending(one.vcpu, intid)
+            # A disabled LPI is on no vCPU's list, and keeps its latch.
+            if not (gic.profile.lpi_has_target and gic.lpi(intid, assumed=True).enabled is False):
+                effects += gic.clear_pending(one.vcpu, intid)
         if gic.profile.cache is not CacheScope.NONE:
             certain = before is True
             effects.append(fx.CacheInvalidated(tuple(sorted(gic.its)), certain))

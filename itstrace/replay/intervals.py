@@ -163,9 +163,7 @@ class Recorder:
             pending_bits=bits,
             notes=self.notes,
             profiles=dict.fromkeys(ids, profile.name),
-            # Kernel: vgic.c:vgic_flush_pending_lpis clears pending_latch in 6.1.192 and 7.3.4, not in
-            # 6.12.107.
-            flush_keeps_latch=dict.fromkeys(ids, profile.name == "kvm-6.12"),
+            flush_keeps_latch=dict.fromkeys(ids, profile.flush_keeps_latch),
             vm_ends=dict(vms.select("vm", "end_ns").iter_rows()),
             restored=sorted(self.restored, key=lambda one: one.seq),
         )

@@ -57,9 +57,10 @@ def restore(vm: VmReplay, row: dict[str, Any]) -> None:
         if collections.table_gpa <= gpa < collections.table_gpa + collections.size_bytes:
             cte = layout.decode_cte(value)
             if cte.valid:
-                # All ones: a collection that nothing has mapped yet.
-                found.collections[cte.icid] = None if cte.rdbase >= 0xFFFF_FFFF else cte.rdbase
-                vm.record(vm.gic.restore_collection(row["its"], cte.icid, cte.rdbase), now)
+                # Without a target: a collection that nothing has mapped yet.
+                target = found.collections[cte.icid] = cte.target_vcpu
+                effects = vm.gic.restore_collection(row["its"], cte.icid, target, placeholder=target is None)
+                vm.record(effects, now)
             continue
         if devices.table_gpa <= gpa < devices.table_gpa + devices.size_bytes:
             index = (gpa - devices.table_gpa) // _ENTRY_BYTES
@@ -216,7 +217,9 @@ def _agreeing(obs: Observations, vm: int, image: GuestMemory) -> int:
 
 def _sow_its(vm: VmReplay, key: int, given: Tables, now: Now) -> None:
     for row in _rows(given.collections, vm.vm, key):
-        vm.record(vm.gic.restore_collection(key, row["icid"], row["target_vcpu"]), now)
+        target = row["target_vcpu"]  # null: MAPTI named it and no MAPC has mapped it
+        effects = vm.gic.restore_collection(key, row["icid"], target, placeholder=target is None)
+        vm.record(effects, now)
     for row in _rows(given.devices, vm.vm, key):
         vm.record(vm.gic.restore_device(key, row["device_id"], row["itt_gpa"], row["event_bits"]), now)
     for row in _rows(given.events, vm.vm, key):

@@ -239,6 +239,8 @@ class VmReplay:
                     self.proven_devices.discard((its, device))
                 case fx.CollectionMapped(its, icid, vcpu) | fx.CollectionRetargeted(its, icid, _, vcpu):
                     rec.collections.put((vm, its, icid), (vcpu,), now, assumed=assumed)
+                case fx.CollectionNamed(its, icid):
+                    rec.collections.put((vm, its, icid), (None,), now, assumed=assumed)
                 case fx.CollectionUnmapped(its, icid):
                     rec.collections.end((vm, its, icid), now)
                 case fx.EventMapped(its, device, event, intid, icid):

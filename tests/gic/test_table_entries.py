@@ -31,6 +31,11 @@ def test_dte() -> None:
     assert entry == tables.Dte(valid=True, next_offset=8, itt_gpa=0x43050400, event_bits=5)
 
 
+def test_a_cte_without_a_vcpu() -> None:
+    assert tables.decode_cte(1 << 63 | 0xFFFF_FFFF << 16 | 3).target_vcpu is None
+    assert tables.decode_cte(1 << 63 | 2 << 16 | 3).target_vcpu == 2
+
+
 def test_cte() -> None:
     assert tables.decode_cte(1 << 63 | 2 << 16 | 3) == tables.Cte(valid=True, rdbase=2, icid=3)
 

@@ -275,6 +275,17 @@ def test_two_events_may_share_an_lpi(profile: str) -> None:
     assert gic.lpis[8192].mapped_by == {(0, 8, 0), (0, 8, 1)}
 
 
+@pytest.mark.parametrize("profile", ["kvm-6.1", "kvm-6.12"])
+def test_a_second_event_leaves_the_target_of_its_lpi(profile: str) -> None:
+    """Kernel: vgic_add_lpi gives the LPI that there is; only MOVI, MOVALL and MAPC retarget it."""
+    gic = mapped(profile)
+    effects = run(gic, build.int_(8, 0), build.mapti(8, 1, 8192, 1))
+    assert not only(effects, fx.LpiRetargeted)
+    assert not only(effects, fx.ConfigRead)
+    assert gic.lpis[8192].target_vcpu == 0
+    assert run(gic, build.int_(8, 1))[-1] == fx.PendingSet(8192, 0, coalesced=True)
+
+
 def test_two_events_may_not_share_an_lpi_on_7_3() -> None:
     gic = mapped("kvm-7.3")
     before = gic.clone()
@@ -304,9 +315,17 @@ def test_a_new_mapping_of_a_dead_lpi_may_read_its_configuration() -> None:
     assert effects[-2:] == [fx.ConfigRead(8192, certain=False), fx.PendingTableRead(1, 8192)]
 
 
+def test_a_living_lpi_that_is_mapped_to_an_unmapped_collection_has_no_target() -> None:
+    gic = mapped()
+    run(gic, build.int_(8, 0), build.discard(8, 0), build.mapti(8, 0, 8192, 5))
+    assert (gic.lpis[8192].target_vcpu, gic.lpis[8192].assumed) == (None, False)
+    assert run(gic, build.mapc(5, 1))[-1] == fx.PendingMoved(8192, 0, 1)
+
+
 def test_mapti_to_an_unmapped_collection_makes_a_placeholder() -> None:
     gic = mapped()
     assert run(gic, build.mapti(8, 9, 8203, 5)) == [
+        fx.CollectionNamed(0, 5),
         fx.EventMapped(0, 8, 9, 8203, 5, None),
         fx.ConfigRead(8203),
     ]
@@ -430,6 +449,14 @@ def test_movall_moves_pending_state_on_the_architecture() -> None:
     assert run(gic, build.int_(8, 0))[-1] == fx.PendingSet(8192, 0)
 
 
+@pytest.mark.parametrize("profile", KVM)
+def test_movall_leaves_an_lpi_that_nobody_holds(profile: str) -> None:
+    """What no event maps and no vCPU has pending is not there any more; what is pending goes along."""
+    gic = mapped(profile)
+    run(gic, build.mapti(8, 1, 8193, 0), build.int_(8, 1), build.discard(8, 0), build.discard(8, 1))
+    assert only(run(gic, build.movall(0, 1)), fx.LpiRetargeted) == [fx.LpiRetargeted(8193, 0, 1)]
+
+
 def test_movall_limits() -> None:
     gic = mapped()
     assert fault_of(run(gic, build.movall(0, 5))) is Fault.MOVALL_PROCNUM_OOR
@@ -446,6 +473,18 @@ def test_discard_leaves_pending_on_kvm(profile: str) -> None:
     effects = run(gic, build.int_(8, 0), build.discard(8, 0))
     assert effects[-1] == fx.EventUnmapped(0, 8, 0, 8192, 0)
     assert gic.pending_on(8192) == [0]
+
+
+def test_discard_takes_along_a_pending_lpi_that_is_disabled() -> None:
+    """No vCPU's list holds it, so it is gone; so is one that is disabled when no event maps it any more."""
+    gic = mapped()
+    gic.configure(8192, 0xA2)
+    assert run(gic, build.int_(8, 0), build.discard(8, 0))[-1] == fx.PendingCleared(8192, 0)
+    other = mapped()
+    other.configure(8192, 0xA3)
+    run(other, build.int_(8, 0), build.discard(8, 0))
+    assert other.pending_on(8192) == [0]
+    assert other.configure(8192, 0xA2) == [fx.PendingCleared(8192, 0)]
 
 
 @pytest.mark.parametrize("profile", ["architecture", "qemu"])

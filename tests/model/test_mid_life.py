@@ -111,6 +111,19 @@ def test_an_unknown_target_stays_unknown() -> None:
     assert fx.PendingMoved(8192, 2, 1) in gic.step(0, build.mapc(0, 1))
 
 
+def test_a_collection_that_was_saved_without_a_target_has_none() -> None:
+    """And not one that is unknown: KVM saves what MAPTI named and no MAPC mapped."""
+    gic = running()
+    assert gic.restore_collection(0, 5, None, placeholder=True) == [fx.CollectionNamed(0, 5)]
+    gic.restore_device(0, 8, ITT, 5)
+    gic.restore_event(0, 8, 1, 8200, 5)
+    assert isinstance(gic.step(0, build.int_(8, 1))[0], fx.CommandFaulted)
+    assert gic.step(0, build.mapc(5, 1))[:2] == [
+        fx.CollectionMapped(0, 5, 1),
+        fx.LpiRetargeted(8200, None, 1),
+    ]
+
+
 def test_movall_takes_along_what_is_pending_with_unknown_target() -> None:
     gic = running()
     gic.restore_event(0, 8, 0, 8192, None)

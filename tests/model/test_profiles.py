@@ -16,6 +16,7 @@ from itstrace.model import PROFILES, profile_for_kernel
         ("6.10.0", "kvm-6.12"),
         ("6.12.107+deb13-arm64", "kvm-6.12"),
         ("6.18.3", "kvm-6.12"),
+        ("7.2.9", "kvm-6.12"),
         ("7.3.4+deb13-arm64", "kvm-7.3"),
         ("8.0", "kvm-7.3"),
         ("unknown", "kvm-7.3"),
@@ -23,6 +24,23 @@ from itstrace.model import PROFILES, profile_for_kernel
 )
 def test_profile_for_kernel(release: str, name: str) -> None:
     assert profile_for_kernel(release).name == name
+
+
+@pytest.mark.parametrize(
+    ("release", "frees", "keeps"),
+    [
+        ("6.1.0-56-arm64", False, False),
+        ("6.11.2", False, True),
+        ("6.12.0-124.8.1.el10.aarch64", False, True),
+        ("6.12.107+deb13-arm64", False, True),
+        ("6.12.112", True, True),
+        ("6.12.117+deb13-arm64", True, False),
+        ("7.3.4+deb13-arm64", True, False),
+    ],
+)
+def test_what_a_stable_release_has_of_later_ones(release: str, frees: bool, keeps: bool) -> None:
+    profile = profile_for_kernel(release)
+    assert (profile.changed_baser_frees, profile.flush_keeps_latch) == (frees, keeps)
 
 
 def test_every_profile_is_listed_under_its_name() -> None:

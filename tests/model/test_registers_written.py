@@ -125,6 +125,38 @@ def test_changed_baser_frees_the_table_on_7_3(profile: str, freed: bool) -> None
     assert (not gic.its[0].collections) == freed
 
 
+def test_on_7_3_what_changes_a_baser_drops_the_cache_and_what_does_not_does_nothing() -> None:
+    """Memory attributes that KVM takes for the ones it had are no change: a driver that starts over keeps its tables."""
+    gic = enabled("kvm-7.3")
+    gic.write_its(0, reg.GITS_CTLR, 0, 4)
+    kept = gic.its[0].baser[1]
+    for attributes in (
+        0,
+        1 << 59,
+        3 << 59,
+        5 << 53,
+    ):  # inner none, non-cacheable, write-back; outer write-back
+        assert gic.write_its(0, BASER1, VALID | attributes | 0x4202_0000, 8) == [fx.TableSet(0, 1, kept)]
+    assert gic.its[0].collections
+    assert gic.write_its(0, BASER1, VALID | 1 << 10 | 0x4202_0000, 8)[1:] == [
+        fx.OrphanedCollection(0, 0, ((8, 0, 8192),), permanent=True),
+        fx.CollectionUnmapped(0, 0, 0),
+        fx.EventOrphaned(0, 8, 0, 8192, 0),
+        fx.CacheInvalidated((0,)),
+    ]
+    same = gic.its[0].baser[1]  # outer shareable counts as inner shareable
+    assert gic.write_its(0, BASER1, VALID | 2 << 10 | 0x4202_0000, 8) == [fx.TableSet(0, 1, same)]
+
+
+def test_an_invalid_collection_table_drops_no_cache_on_6_12() -> None:
+    gic = enabled("kvm-6.12")
+    gic.write_its(0, reg.GITS_CTLR, 0, 4)
+    assert fx.CacheInvalidated((0,)) in gic.write_its(0, BASER0, 0, 8)
+    assert not [
+        effect for effect in gic.write_its(0, BASER1, 0, 8) if isinstance(effect, fx.CacheInvalidated)
+    ]
+
+
 def test_halves_of_a_register() -> None:
     gic = Gic(PROFILES["kvm-6.12"])
     gic.add_its(0, complete=False)
@@ -140,8 +172,8 @@ def test_halves_of_a_register_that_was_reset() -> None:
     gic = Gic(PROFILES["kvm-6.12"])
     gic.add_its(0, complete=True)
     gic.write_its(0, reg.GITS_CBASER, 0x4200_0003, 4)
-    gic.write_its(0, reg.GITS_CBASER + 4, 0x8000_0000, 4)
-    assert gic.its[0].cbaser == VALID | 0x4200_0003
+    gic.write_its(0, reg.GITS_CBASER + 4, 0xB800_0000, 4)
+    assert gic.its[0].cbaser == 0xB8 << 56 | 0x4200_0003
 
 
 def test_creadr_is_read_only() -> None:
@@ -154,7 +186,12 @@ def test_reset() -> None:
     gic = enabled()
     assert fx.DeviceUnmapped(0, 8, 5, 0x4300_0000) in gic.reset_its(0)
     its = gic.its[0]
-    assert (its.devices, its.collections, its.baser, its.enabled) == ({}, {}, {}, False)
+    assert (its.devices, its.collections, its.enabled) == ({}, {}, False)
+    assert [reg.decode_gits_baser(its.baser[n] or 0).valid for n in (0, 1)] == [False, False]
+    assert reg.decode_gits_baser(its.baser[0] or 0).table_gpa == 0x4201_0000
+    (ignored,) = gic.write_its(0, reg.GITS_CTLR, 1, 4)
+    assert isinstance(ignored, fx.RegisterIgnored)
+    assert ignored.reason is fx.RegisterReason.INVALID_TABLES
 
 
 # --- redistributors
@@ -183,6 +220,15 @@ def test_disable_lpis_drops_what_is_pending_and_every_cache() -> None:
     ]
 
 
+def test_a_disabled_lpi_is_on_no_list_that_disabling_could_empty() -> None:
+    gic = enabled()
+    gic.configure(8192, 0xA2)
+    gic.write_redistributor(0, reg.GICR_CTLR, 1, 4)
+    gic.step(0, build.int_(8, 0))
+    assert fx.PendingCleared(8192, 0) not in gic.write_redistributor(0, reg.GICR_CTLR, 0, 4)
+    assert gic.pending_on(8192) == [0]
+
+
 def test_propbaser_and_pendbaser_are_fixed_while_lpis_are_on() -> None:
     gic = enabled()
     assert gic.write_redistributor(0, reg.GICR_PROPBASER, 0x4100_000F, 8) == []
@@ -204,6 +250,15 @@ def test_invlpir_and_invallr() -> None:
     (ignored,) = gic.write_redistributor(0, reg.GICR_INVLPIR, 9000, 8)
     assert isinstance(ignored, fx.RegisterIgnored)
     assert ignored.reason is fx.RegisterReason.UNKNOWN_LPI
+
+
+def test_invlpir_of_what_is_no_lpi() -> None:
+    gic = Gic(PROFILES["kvm-6.12"])
+    gic.add_its(0, complete=False)
+    gic.write_redistributor(0, reg.GICR_CTLR, 1, 4)
+    assert gic.write_redistributor(0, reg.GICR_INVLPIR, 9000, 8) == [fx.ConfigRead(9000, certain=False)]
+    (ignored,) = gic.write_redistributor(0, reg.GICR_INVLPIR, 27, 8)
+    assert isinstance(ignored, fx.RegisterIgnored)
 
 
 def test_invlpir_with_lpis_off_is_dropped() -> None:
