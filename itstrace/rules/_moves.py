@@ -108,13 +108,45 @@ def pruned(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def usual_wait_ns(case: Case) -> float | None:
-    """How long an LPI of this capture waits for its list register, at most in all but one case of a hundred (None: unknown).
+    """How long an LPI of this capture waits for its list register, in all but one case of a hundred (None: unknown).
 
-    Of LPIs queued anew, to the fill that followed.
+    Of LPIs queued anew, to the fill that followed; without those that were moved on their way.
     """
     rows = case.observations.queueings.filter(
         pl.col("pending") & pl.col("enabled") & pl.col("owner_vcpu").is_null()
+    ).select(*LPI, "seq", "time_ns")
+    rows = after(rows, case.observations.fills, LPI, filled_seq="seq", filled_ns="time_ns")
+    moved = pl.concat(
+        [
+            case.observations.retargets.select(*LPI, "seq"),
+            case.history.targets.select(*LPI, seq="from_seq").drop_nulls("seq"),
+        ]
     )
-    rows = after(rows.select(*LPI, "seq", "time_ns"), case.observations.fills, LPI, filled_ns="time_ns")
+    rows = after(rows, moved, LPI, moved="seq")
+    rows = rows.filter(pl.col("moved").is_null() | (pl.col("moved") > pl.col("filled_seq")))
     waits = (rows["filled_ns"] - rows["time_ns"]).drop_nulls()
     return None if waits.is_empty() else float(waits.quantile(_USUAL, "higher") or 0)
+
+
+def synced(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows (by: a command; vcpu: the redistributor that it took LPIs from) with the SYNC of that redistributor after it.
+
+    Shape: `rows` with `sync_seq`, `sync_end_seq`, `sync_ns`, in order of `by`; null where none was seen.
+    Spec: IHI 0069H, SYNC: the effects of earlier commands on RDbase are complete when SYNC is. KVM has GITS_TYPER.PTA
+        0: RDbase is the vCPU's number.
+    """
+    names = case.history.verdicts.filter(pl.col("opcode") == "SYNC").select("seq")
+    syncs = case.observations.commands.join(names, on="seq", how="semi")
+    rdbase = (pl.col("dw2") // 2**16 % 2**36).cast(pl.Int64).cast(pl.Int32, strict=False)
+    syncs = syncs.with_columns(vcpu=rdbase)
+    its = case.observations.commands.select("its", by="seq").rename({"its": "_its"})
+    at = rows.join(its, on="by", how="left", maintain_order="left").rename({"seq": "_seq"})
+    at = after(
+        at.with_columns(seq="by"),
+        syncs.rename({"its": "_its"}),
+        ["vm", "_its", "vcpu"],
+        sync_seq="seq",
+        sync_end_seq="end_seq",
+        sync_ns="time_ns",
+    )
+    return at.drop("seq", "_its").rename({"_seq": "seq"})

@@ -18,10 +18,10 @@ def waits(case: Case) -> pl.DataFrame:
     """LPIs that were pending on a vCPU's list while another was their target, one row per move.
 
     Left out: moves that KVM did not follow, and waits that ended before the move surely held.
-    Shape: a row of `moves`; `old` (on whose list it was last seen), `placed_seq`, `placed_ns` (by which record),
-        `from_seq`, `from_ns` (from when on both hold), `lists` (the vCPUs but the target on whose list it may be by
-        now), `end_seq`, `end_ns` (filled, moved again, or excused; NEVER and the capture's end: not ended), `fill_seq`,
-        `fill_ns`, `fill_vcpu` (its next fill). In order of from_seq.
+    Shape: a row of `moves`; `old` (on whose list it was last seen), `placed_seq`, `placed_ns`, `placed_by` (since
+        when, and by which record), `from_seq`, `from_ns` (from when on both hold), `lists` (the vCPUs but the target on
+        whose list it may be by now), `end_seq`, `end_ns` (filled, moved again, or excused; NEVER and the capture's end:
+        not ended), `fill_seq`, `fill_ns`, `fill_vcpu` (its next fill). In order of from_seq.
     """
     moved, seen = moves(case), places(case)
     # What was known before the move held: the last place.
@@ -31,12 +31,16 @@ def waits(case: Case) -> pl.DataFrame:
         LPI,
         placed_seq="seq",
         placed_ns="time_ns",
+        placed_by="record",
         old="vcpu",
         lodged="lodged",
     ).drop("seq")
     # And what was seen while it held: on each other vCPU the first.
     later = before(
-        seen.rename({"vcpu": "old", "time_ns": "placed_ns"}), moved, LPI, move_seq="seq"
+        seen.rename({"vcpu": "old", "time_ns": "placed_ns", "record": "placed_by"}),
+        moved,
+        LPI,
+        move_seq="seq",
     ).drop_nulls("move_seq")
     later = moved.rename({"seq": "move_seq"}).join(
         later.rename({"seq": "placed_seq"}), on=[*LPI, "move_seq"], how="inner"
@@ -59,7 +63,7 @@ def places(case: Case) -> pl.DataFrame:
 
     Kernel: vgic.c:kvm_vgic_sync_hwstate folds list registers and then prunes the list, so that a fold's word counts
         from just before it: its own exit is the first that may hand the LPI over.
-    Shape: vm, intid, seq, time_ns, vcpu, lodged; in order of seq.
+    Shape: vm, intid, seq, time_ns, vcpu, lodged, record; in order of seq.
     """
     obs = case.observations
     queued = obs.queueings.select(
@@ -68,10 +72,11 @@ def places(case: Case) -> pl.DataFrame:
         "time_ns",
         vcpu=pl.coalesce("owner_vcpu", "target_vcpu"),
         lodged=pl.col("pending") & pl.col("enabled") & ~pl.col("active"),
+        record="seq",
     )
     fills = obs.fills.with_columns(_back=(pl.col("state") == 1).fill_null(value=False))
     # One that the fold finds still pending was on the list all the while.
-    filled = fills.select(*LPI, "seq", "time_ns", "vcpu", lodged="_back")
+    filled = fills.select(*LPI, "seq", "time_ns", "vcpu", lodged="_back", record="seq")
     folded = fills.filter(pl.col("ended_by") == "fold").select(
         *LPI, "vcpu", "_back", "state", seq="end_seq", time_ns="end_ns"
     )
@@ -82,6 +87,7 @@ def places(case: Case) -> pl.DataFrame:
         "time_ns",
         "vcpu",
         lodged=pl.col("_back") | ((pl.col("state") == 0) & pl.col("_latched")).fill_null(value=False),
+        record="seq",
     )
     rows = pl.concat([queued, filled, folded])
     return rows.filter(pl.col("vcpu").is_not_null() | ~pl.col("lodged")).sort("seq")

@@ -283,5 +283,5 @@ def _about(case: Case, row: dict[str, Any], old: int, seqs: list[int | None]) ->
         "measure": float(span or 0),
         "worst": f"LPI {row['intid']} was stranded on vCPU {old} for {_waited(row)} from {seconds(row['from_ns'])} on",
         "guest_saw": f"The interrupt came on neither vCPU for {_waited(row)}.",
-        "seqs": first_some([row["by"], row["move_seq"], *seqs]),
+        "seqs": first_some([row["placed_by"], row["by"], row["move_seq"], *seqs]),
     }
