@@ -55,7 +55,7 @@ def moves(case: Case) -> pl.DataFrame:
     recorded, the tables tell it. A command that was to move an LPI and never called update_affinity moved nothing:
     that is another rule's.
     Shape: vm, intid, seq, time_ns, settled_seq (it surely holds), vcpu (the new one), by (the command), opcode, and
-    to_seq, to_ns (the next move of that LPI; null: none).
+    to_seq, to_ns (the LPI got another target; null: never).
     """
     said = retargets(case)
     told = said.filter(pl.col("vcpu").is_not_null()).select(_NOTHING.names())
@@ -73,10 +73,16 @@ def moves(case: Case) -> pl.DataFrame:
             seq="_ran"
         )
         made = made.join(told, on=["vm", "intid", "by"], how="anti", maintain_order="left")
-    rows = pl.concat([told, made.select(_NOTHING.names()).cast(_NOTHING)]).sort("vm", "intid", "seq")
-    return rows.with_columns(
-        to_seq=pl.col("seq").shift(-1).over(LPI), to_ns=pl.col("time_ns").shift(-1).over(LPI)
-    ).sort("seq")
+    rows = pl.concat([told, made.select(_NOTHING.names()).cast(_NOTHING)]).sort("seq")
+    # What ends it: the next move, or a MAPTI that gives it a target anew.
+    later = pl.concat(
+        [
+            rows.select(*LPI, "seq", "time_ns"),
+            case.history.targets.select(*LPI, seq="from_seq", time_ns="from_ns").drop_nulls("seq"),
+        ]
+    )
+    ends = after(rows.with_columns(_seq="seq", seq="settled_seq"), later, LPI, to_seq="seq", to_ns="time_ns")
+    return ends.with_columns(seq="_seq").drop("_seq").sort("seq")
 
 
 def pruned(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
@@ -107,8 +113,16 @@ def pruned(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def usual_wait_ns(case: Case) -> float | None:
-    """How long an LPI of this capture waits for its list register, in all but one case of a hundred (None: unknown).
+def commands_named(case: Case, seqs: pl.Series) -> dict[int, tuple[str, int]]:
+    """Text and time (ns) of these commands, by seq."""
+    asked = pl.DataFrame({"seq": seqs.cast(pl.UInt64)}).drop_nulls().unique()
+    rows = asked.join(case.history.verdicts.select("seq", "text"), on="seq", how="left")
+    rows = rows.join(case.observations.commands.select("seq", "time_ns"), on="seq", how="inner")
+    return {seq: (text or "a command", time_ns) for seq, text, time_ns in rows.iter_rows()}
+
+
+def usual_wait_ns(case: Case) -> tuple[float, int]:
+    """How long LPIs of this capture wait for a list register, in all but one case of a hundred, and of how many waits.
 
     Of LPIs queued anew, to the fill that followed; without those that were moved on their way.
     """
@@ -125,7 +139,7 @@ def usual_wait_ns(case: Case) -> float | None:
     rows = after(rows, moved, LPI, moved="seq")
     rows = rows.filter(pl.col("moved").is_null() | (pl.col("moved") > pl.col("filled_seq")))
     waits = (rows["filled_ns"] - rows["time_ns"]).drop_nulls()
-    return None if waits.is_empty() else float(waits.quantile(_USUAL, "higher") or 0)
+    return float(waits.quantile(_USUAL, "higher") or 0), waits.len()
 
 
 def synced(case: Case, rows: pl.DataFrame) -> pl.DataFrame:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from itstrace.observe.joins import before
+from itstrace.observe.joins import after, before
 from itstrace.rules._moves import LPI, MOVERS, retargets
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def off_target(case: Case) -> pl.DataFrame:
     Shape: vm, intid, seq, time_ns, vcpu (where it went), what ("queued for", "still bound for", "filled on"), off (KVM
         itself names another target), taken (out of that list register), fresh (not the same interrupt again), expected,
         set_by (the command that the target is from), mechanism, blamed (the command held responsible; null: none known),
-        wanted (the name of set_by), all_taken (of the VM's rows of that mechanism).
+        wanted (the name of set_by), all_taken (of the VM's rows of that mechanism), late_ns (since blamed).
     """
     obs = case.observations
     queued = obs.queueings.filter(pl.col("pending") & pl.col("target_vcpu").is_not_null()).select(
@@ -72,12 +72,67 @@ def off_target(case: Case) -> pl.DataFrame:
         & pl.col("set_by").is_not_null()
         & ~pl.col("assumed").fill_null(value=True)
     )
+    # Compared with what held before, where that is known; while its command is under way it proves nothing.
+    wrong = wrong.filter(pl.col("seq") >= pl.Series(case.ends_of(wrong["set_by"])))
+    wrong = _without_lost_moves(case, wrong)
+    wrong = wrong.join(_unknown_vcpus(case, wrong), on=["vm", "expected"], how="anti", maintain_order="left")
+    wrong = _sure_of_mapping(case, wrong)
     both = pl.concat([wrong.select(off.columns), off]).sort("seq")
     return _explained(case, case.without_lost(both, "time_ns", "time_ns"))
 
 
+def _sure_of_mapping(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
+    """Without rows whose command names a collection or a vCPU, where it is only assumed that the LPI was among its own."""
+    mapped = case.history.mappings.select(*LPI, "assumed", seq=pl.col("from_seq").fill_null(0))
+    rows = before(
+        rows.drop("assumed").with_columns(_seq="seq", seq="set_by"), mapped, LPI, _assumed="assumed"
+    )
+    names = case.history.verdicts.select(set_by="seq", _opcode="opcode")
+    rows = rows.join(names, on="set_by", how="left", maintain_order="left")
+    unsure = pl.col("_opcode").is_in(["MAPC", "MOVALL"]) & pl.col("_assumed").fill_null(value=True)
+    return (
+        rows.filter(~unsure.fill_null(value=False))
+        .with_columns(seq="_seq")
+        .drop("_seq", "_assumed", "_opcode")
+    )
+
+
+def _without_lost_moves(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows since whose `set_by` no command was lost that may have moved the LPI; after the last command nobody can tell."""
+    if case.gaps.is_empty() or rows.is_empty():
+        return rows
+    mapped = case.history.mappings.select(*LPI, "its", seq=pl.col("from_seq").fill_null(0))
+    rows = case.without_lost_commands(before(rows, mapped, LPI, its="its"), "set_by")
+    rows = after(rows, case.observations.commands, ["vm", "its"], _next="seq")
+    since = dict(case.observations.commands.select("seq", "time_ns").iter_rows())
+    keep = [
+        command is not None or not case.lost(since.get(set_by), time_ns)
+        for command, set_by, time_ns in rows.select("_next", "set_by", "time_ns").iter_rows()
+    ]
+    return rows.filter(pl.Series(keep, dtype=pl.Boolean)).drop("its", "_next")
+
+
+def _unknown_vcpus(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
+    """Targets that may not exist: in a VM whose beginning was not recorded, a number that no record gives to a vCPU.
+
+    KVM refuses such a command; the model cannot know.
+    """
+    obs = case.observations
+    seen = pl.concat(
+        [
+            obs.vcpus.select("vm", expected="vcpu"),
+            obs.queueings.select("vm", expected="target_vcpu"),
+            obs.retargets.select("vm", expected="vcpu"),
+            obs.redistributor_writes.select("vm", expected="vcpu"),
+        ]
+    ).unique()
+    partial = obs.vms.filter(~pl.col("complete")).select("vm")
+    asked = rows.select("vm", "expected").unique().join(partial, on="vm", how="semi")
+    return asked.join(seen, on=["vm", "expected"], how="anti")
+
+
 def _explained(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
-    """Add `mechanism`, `blamed`, `wanted` and `all_taken`.
+    """Add `mechanism`, `blamed`, `wanted`, `all_taken` and `late_ns`.
 
     Blamed is the command by which KVM last called update_affinity for the LPI, if it came after the one that should
     have set the target; else the latter.
@@ -119,7 +174,11 @@ def _explained(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
     rows = rows.join(also, on=[*LPI, "set_by"], how="left", maintain_order="left")
     kept = (pl.col("mechanism") == KEPT) & pl.col("_shared").fill_null(value=False)
     rows = rows.with_columns(mechanism=pl.when(kept).then(pl.lit(SHARED)).otherwise("mechanism"))
-    return rows.with_columns(all_taken=pl.col("taken").sum().over("vm", "mechanism"))
+    when = case.observations.commands.select(blamed="seq", _when="time_ns")
+    rows = rows.join(when, on="blamed", how="left", maintain_order="left")
+    return rows.with_columns(
+        all_taken=pl.col("taken").sum().over("vm", "mechanism"), late_ns=pl.col("time_ns") - pl.col("_when")
+    ).drop("_when")
 
 
 def _shared(case: Case, vm: int, intid: int, seq: int) -> bool:

@@ -13,6 +13,9 @@ from itstrace.rules.case import NEVER
 if TYPE_CHECKING:
     from itstrace.rules.case import Case
 
+#: Moves of one wait that are followed; beyond, nobody can tell with whom the LPI is.
+_TOLD_APART = 64
+
 
 def waits(case: Case) -> pl.DataFrame:
     """LPIs that were pending on a vCPU's list while another was their target, one row per move.
@@ -139,20 +142,18 @@ def _not_followed(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
 def _elsewhere(rows: pl.DataFrame, moved: pl.DataFrame) -> pl.DataFrame:
     """Add `lists`, the vCPUs but the target on whose list each LPI may be; without those that can only be with it.
 
-    Where it was placed; or, as it may have been handed over since, with a target of the moves between.
+    Where it was placed; or, as it may have been handed over since, with a target of the moves from then on.
     """
-    rows = rows.with_row_index("_row")
-    between = rows.select("_row", *LPI, "placed_seq", "move_seq", _vcpu="vcpu").join(
-        moved.select(*LPI, other="vcpu", _from="seq", _to="to_seq"), on=LPI, how="inner"
-    )
-    between = between.filter(
-        (pl.col("_from") < pl.col("move_seq")) & (pl.col("_to").fill_null(NEVER) > pl.col("placed_seq"))
-    )
+    numbered = moved.sort("seq").with_columns(n=pl.int_range(pl.len()).over(LPI))
+    numbers = numbered.select(*LPI, move_seq="seq", _move="n")
+    rows = rows.join(numbers, on=[*LPI, "move_seq"], how="left", maintain_order="left").with_row_index("_row")
+    rows = before(rows.with_columns(seq=pl.col("placed_seq") + 1), numbered, LPI, _place="n").drop("seq")
+    between = rows.select("_row", *LPI, _vcpu="vcpu", n=pl.int_ranges(pl.col("_place").fill_null(0), "_move"))
+    between = between.filter(pl.col("n").list.len().is_between(1, _TOLD_APART)).explode("n")
+    between = between.join(numbered.select(*LPI, "n", list="vcpu"), on=[*LPI, "n"], how="left")
     one = pl.concat(
-        [
-            rows.select("_row", list="old", _vcpu="vcpu"),
-            between.select("_row", pl.col("other").alias("list"), "_vcpu"),
-        ]
+        [rows.select("_row", list="old", _vcpu="vcpu"), between.select("_row", "list", "_vcpu")]
     ).filter(pl.col("list") != pl.col("_vcpu"))
     lists = one.group_by("_row", maintain_order=True).agg(lists=pl.col("list").unique(maintain_order=True))
-    return rows.join(lists, on="_row", how="inner", maintain_order="left").drop("_row")
+    rows = rows.filter(pl.col("_move") - pl.col("_place").fill_null(0) <= _TOLD_APART)
+    return rows.join(lists, on="_row", how="inner", maintain_order="left").drop("_row", "_move", "_place")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from itstrace.findings import Finding, Kind, Severity
-from itstrace.rules._moves import LPI
+from itstrace.rules._moves import LPI, commands_named
 from itstrace.rules._targets import KEPT, OFF_TARGET, SHARED, off_target
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
@@ -59,23 +61,25 @@ def stale_target(case: Case) -> Iterator[Finding]:
     after a DISCARD, it is the known bug; otherwise look at update_affinity.
     """
     rows = off_target(case)
-    for (_, intid, mechanism, _by), mine in rows.group_by([*LPI, "mechanism", "blamed"], maintain_order=True):
-        first, last = mine.row(0, named=True), mine.row(-1, named=True)
-        count = max(1, int(mine["fresh"].sum()))
-        vcpus = sorted({first["vcpu"], first["expected"]})
-        late = last["time_ns"] - (case.command_time(first["blamed"]) or last["time_ns"])
+    named = commands_named(case, pl.concat([rows["set_by"], rows["blamed"]]))
+    for (_, intid, mechanism), mine in rows.group_by([*LPI, "mechanism"], maintain_order=True):
+        first = mine.row(0, named=True)
+        worst = mine.sort("late_ns", nulls_last=False).row(-1, named=True)
+        blamed = mine["blamed"].drop_nulls().unique(maintain_order=True)
         yield case.finding(
-            f"{_story(case, first)} it was {first['what']} vCPU {first['vcpu']} at {seconds(first['time_ns'])} "
-            f"({times(count)}).",
+            f"{_story(named, first)} it was {first['what']} vCPU {first['vcpu']} at {seconds(first['time_ns'])} "
+            f"({times(max(1, int(mine['fresh'].sum())))}).",
             mechanism=str(mechanism),
             suspect=_SUSPECT.get(str(mechanism), case.rule.suspect),
             guest_saw=_guest_saw(case, first["all_taken"]),
-            vcpus=tuple(vcpus),
-            blames=tuple(seq for seq in (first["blamed"],) if seq is not None),
-            worst=f"LPI {intid} went to vCPU {last['vcpu']} still {duration(late)} after the command, at "
-            f"{seconds(last['time_ns'])}",
-            measure=float(late),
-            **case.about(mine, count=count),
+            vcpus=tuple(sorted({first["vcpu"], first["expected"]})),
+            blames=tuple(blamed),
+            worst=f"LPI {intid} went to vCPU {worst['vcpu']} still {duration(worst['late_ns'])} after the command, at "
+            f"{seconds(worst['time_ns'])}"
+            if worst["late_ns"] is not None
+            else "",
+            measure=float(worst["late_ns"] or 0),
+            **case.about(mine, count=max(1, int(mine["fresh"].sum()))),
             seqs=first_some([first["set_by"], first["blamed"], *mine["seq"].head(4).to_list()]),
         )
 
@@ -86,17 +90,19 @@ def _guest_saw(case: Case, taken: int) -> str:
     return "It was not seen taking it there." if case.recorded("fill", "fold") else ""
 
 
-def _story(case: Case, row: dict[str, Any]) -> str:
+def _story(named: dict[int, tuple[str, int]], row: dict[str, Any]) -> str:
     """Which vCPU the LPI was to go to, and why it did not."""
-    said = case.command_text(row["set_by"])
-    when = seconds(case.command_time(row["set_by"]))
+
+    def said(seq: int) -> str:
+        text, time_ns = named[seq]
+        return f"{text} at {seconds(time_ns)}"
+
     if row["off"]:
-        by = f" (since {said} at {when})" if said else ""
+        by = f" (since {said(row['set_by'])})" if row["set_by"] in named else ""
         return f"The target of LPI {row['intid']} was vCPU {row['expected']}{by}, but"
-    story = f"{said} at {when} gave LPI {row['intid']} to vCPU {row['expected']}"
+    story = f"{said(row['set_by'])} gave LPI {row['intid']} to vCPU {row['expected']}"
     if row["mechanism"] == SHARED:
         return f"{story}; another event maps that LPI, and its interrupt kept the target that it had:"
     if row["blamed"] is not None and row["blamed"] != row["set_by"]:
-        later = f"{case.command_text(row['blamed'])} at {seconds(case.command_time(row['blamed']))}"
-        return f"{story}. {later} gave it another target, though it does not name it:"
+        return f"{story}. {said(row['blamed'])} gave it another target, though it does not name it:"
     return f"{story}, but"

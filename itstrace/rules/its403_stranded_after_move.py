@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Fewer list registers than any GIC has that KVM runs on; with that many in use an LPI may have to wait its turn.
 _LIST_REGISTERS = 4
+#: Waits that tell what is usual.
+_COMPARABLE = 20
 
 #: What became of a move, in the words of `mechanism`.
 _LEFT = "the old vCPU's exit did not hand the LPI over"
@@ -44,7 +46,11 @@ _INSIDE = "the old vCPU did not leave the guest, and nothing kicked it"
             "how many times the capture's usual wait for a list register (99 of 100 are shorter) an LPI may wait for "
             "its old vCPU to hand it over",
         ),
-        Setting("stranded-least", 10, "ms; no wait that is shorter is called stranded"),
+        Setting(
+            "stranded-least",
+            200,
+            "ms that such a wait lasts at least; five times as long where the capture has too few waits to compare with",
+        ),
     ),
 )
 def stranded_after_move(case: Case) -> Iterator[Finding]:
@@ -184,7 +190,7 @@ def _not_running(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
     Shape: rows of `waits` with `pruned_seq`, `pruned_ns` (null: never), `threshold_ns`, `other_seq` (another vCPU's
         entry after that time).
     """
-    usual = usual_wait_ns(case)
+    usual, count = usual_wait_ns(case)
     rows = rows.filter(pl.col("lists").list.len() == 1).with_columns(old=pl.col("lists").list.first())
     known = pl.DataFrame(
         [key for key, entries in case.observations.runs.entries.items() if len(entries.seq)],
@@ -192,9 +198,8 @@ def _not_running(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
         orient="row",
     )
     rows = rows.join(known, on=["vm", "old"], how="semi", maintain_order="left")
-    if usual is None or rows.is_empty():
-        return rows.clear()
-    threshold_ns = max(usual * case.setting("stranded-factor"), case.setting("stranded-least") * 1e6)
+    least = case.setting("stranded-least") * 1e6
+    threshold_ns = max(usual * case.setting("stranded-factor"), least) if count >= _COMPARABLE else least * 5
     rows = rows.hstack(pruned(case, rows.select("vm", vcpu="old", seq="from_seq")))
     rows = rows.with_columns(threshold_ns=pl.lit(int(threshold_ns)))
     until_ns = pl.min_horizontal("pruned_ns", "end_ns")
@@ -233,7 +238,7 @@ def _not_reached(case: Case, row: dict[str, Any]) -> Finding:
     return case.finding(
         f"LPI {row['intid']} was pending on the list of vCPU {old} when {_command(case, row)} gave it to vCPU "
         f"{row['vcpu']}, and vCPU {old} {did} {until}, while others of its VM ran. KVM kicks no vCPU for a move: the LPI was "
-        f"stranded for {_waited(row)} (more than {duration(row['threshold_ns'])} is far from usual here).",
+        f"stranded for {_waited(row)} (no LPI of this capture should wait for {duration(row['threshold_ns'])}).",
         mechanism=_INSIDE if inside else _AWAY,
         confidence=Confidence.LIKELY,
         doubt=f"The guest may have stopped vCPU {old} or masked the LPI there itself, or its host was short of CPUs.",

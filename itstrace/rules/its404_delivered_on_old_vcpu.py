@@ -8,7 +8,7 @@ import polars as pl
 
 from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.observe.joins import after
-from itstrace.rules._moves import LPI, MOVERS, moves, pruned, synced
+from itstrace.rules._moves import LPI, MOVERS, commands_named, moves, pruned, synced
 from itstrace.rules._targets import off_target
 from itstrace.rules.case import NEVER, Case, first_some
 from itstrace.rules.registry import rule
@@ -72,11 +72,12 @@ def _anew(case: Case) -> Iterator[Finding]:
         & (pl.col("blamed") == pl.col("set_by"))
     )
     rows = synced(case, rows.with_columns(by="set_by")).filter(pl.col("sync_end_seq") <= pl.col("seq"))
+    named = commands_named(case, rows["by"])
     for (_, intid), mine in rows.sort("seq").group_by(LPI, maintain_order=True):
         first, last = mine.row(0, named=True), mine.row(-1, named=True)
         late = last["time_ns"] - last["sync_ns"]
         yield case.finding(
-            f"{case.command_text(first['by'])} gave LPI {intid} to vCPU {first['expected']}, and SYNC for vCPU {first['vcpu']} "
+            f"{named[first['by']][0]} gave LPI {intid} to vCPU {first['expected']}, and SYNC for vCPU {first['vcpu']} "
             f"was complete at {seconds(first['sync_ns'])}; but it was filled into a list register of vCPU {first['vcpu']} at "
             f"{seconds(first['time_ns'])}, and taken there ({times(mine.height)}).",
             severity=Severity.ERROR,
@@ -93,17 +94,18 @@ def _anew(case: Case) -> Iterator[Finding]:
 def _kept(case: Case) -> Iterator[Finding]:
     """In the old vCPU's list register across the move and its SYNC, and taken out of it."""
     rows = _across(case)
+    named = commands_named(case, rows["by"])
     for (_, intid, past, later), mine in rows.group_by([*LPI, "past", "later"], maintain_order=True):
         first = mine.row(0, named=True)
         certain = bool(later)
         yield case.finding(
             f"LPI {intid} was in a list register of vCPU {first['vcpu']} since {seconds(first['time_ns'])} when "
-            f"{case.command_text(first['by'])} at {seconds(first['move_ns'])} gave it to vCPU {first['new']}, and was taken out "
-            f"of it by {seconds(first['end_ns'])}, after SYNC ({times(mine.height)}). "
+            f"{named[first['by']][0]} at {seconds(first['move_ns'])} gave it to vCPU {first['new']}. SYNC was complete, "
+            f"and when the register was read back at {seconds(first['end_ns'])} the guest had taken it ({times(mine.height)}). "
             + (
-                f"vCPU {first['vcpu']} had left the guest by {seconds(first['pruned_ns'])}, and the register was not read back."
+                f"That was not at vCPU {first['vcpu']}'s first exit since, which was over by {seconds(first['pruned_ns'])}."
                 if past
-                else f"That was vCPU {first['vcpu']}'s next exit: KVM allows this."
+                else f"That was at vCPU {first['vcpu']}'s next exit: KVM allows it until then."
             ),
             severity=Severity.ERROR if past else Severity.NOTE,
             confidence=Confidence.CERTAIN if certain else Confidence.LIKELY if past else Confidence.UNPROVEN,

@@ -54,12 +54,12 @@ def affinity_thrash(case: Case) -> Iterator[Finding]:
     ## What to do
     Look at who writes smp_affinity in the guest. To find what else delays the LPI, see `itstrace lpi`.
     """
-    usual = usual_wait_ns(case)
+    usual, count = usual_wait_ns(case)
     least = case.setting("thrash-moves")
     lives = case.lives.lives.filter(
         (pl.col("moves") >= least) & pl.col("outcome").is_in(["delivered", "pending"])
     )
-    if usual is None or lives.is_empty():
+    if not count or lives.is_empty():
         return
     enabled = case.observations.queueings.filter("enabled").select("seq")
     lives = lives.join(enabled, left_on="queued_seq", right_on="seq", how="semi", maintain_order="left")

@@ -9,6 +9,7 @@ import polars as pl
 from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.observe.joins import after, before
 from itstrace.rules._moves import LPI
+from itstrace.rules._waits import places
 from itstrace.rules.case import NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds, times
@@ -153,14 +154,11 @@ def _off_list(case: Case) -> list[tuple[pl.DataFrame, list[str]]]:
     """Records after which an LPI is on no list, or not surely: (frame with seq, its keys) of each kind."""
     obs = case.observations
     disabled = case.history.configurations.filter(~pl.col("enabled") & pl.col("from_seq").is_not_null())
+    gone = places(case).filter(~pl.col("lodged") & (pl.col("seq") != pl.col("record")))
     return [
-        # Taken, or not known what became of it.
-        (
-            obs.fills.filter(pl.col("state").is_null() | pl.col("state").is_in([0, 2])).select(
-                *LPI, seq=pl.coalesce("end_seq", pl.lit(NEVER, dtype=pl.UInt64))
-            ),
-            LPI,
-        ),
+        # Read back empty with nothing pending since, or written over.
+        (gone.select(*LPI, "seq"), LPI),
+        (obs.fills.filter(pl.col("ended_by") == "refill").select(*LPI, seq="end_seq"), LPI),
         (case.lives.latches.filter(~pl.col("latched") & (pl.col("by") != "fill")).select(*LPI, "seq"), LPI),
         (disabled.select(*LPI, seq="from_seq"), LPI),
         (obs.queueings.filter(~pl.col("enabled")).select(*LPI, "seq"), LPI),
@@ -176,7 +174,7 @@ def _two_registers(case: Case) -> pl.DataFrame:
     fills = case.observations.fills
     key = ["vm", "vcpu", "intid"]
     rows = fills.sort("seq").with_columns(
-        other_seq=pl.col("seq").shift(-1).over(key), other_lr=pl.col("lr").shift(-1).over(key)
+        pl.col("seq", "time_ns", "lr").shift(-1).over(key).name.prefix("other_")
     )
     rows = rows.filter(
         (pl.col("other_seq") < pl.col("end_seq").fill_null(NEVER)) & (pl.col("other_lr") != pl.col("lr"))
@@ -184,7 +182,7 @@ def _two_registers(case: Case) -> pl.DataFrame:
     # Without entries nothing tells one flush from the next.
     entry = case.observations.runs.next_entry(rows)["entry_seq"]
     rows = rows.filter(entry > rows["other_seq"])
-    return case.without_lost(rows, "time_ns", "time_ns")
+    return case.without_lost(rows, "time_ns", "other_time_ns")
 
 
 def _vcpus(rows: pl.DataFrame) -> tuple[int, ...]:
