@@ -248,6 +248,9 @@ class VmReplay:
                     target = self.gic.target_of(self.gic.lpis[intid])
                     if target is not None:
                         rec.targets.put((vm, intid), (target,), now, assumed=assumed)
+                    else:
+                        # Its collection's vCPU is not known (mapped before the capture, or not yet).
+                        rec.targets.end((vm, intid), now)
                 case fx.EventUnmapped(its, device, event):
                     rec.mappings.end((vm, its, device, event), now)
                 case fx.EventMoved(its, device, event, intid, _, icid):
