@@ -369,7 +369,8 @@ def test_every_fault_capture_ends_as_the_kernel_says_or_as_its_findings_do(corpu
         assert comparison.exit_code is not ExitCode.UNREADABLE, folder.name
         if comparison.count("different"):
             seen[folder.name] = told(comparison)
-        named = {finding.intid for finding in analysis.findings if finding.kind == "host"}
+        host = [finding for finding in analysis.findings if finding.kind == "host"]
+        named = {subject.intid for finding in host for subject in finding.subjects}
         assert {int(key) for _, key, *_ in told(comparison)} <= named, folder.name
     assert seen == _FAULTY
 

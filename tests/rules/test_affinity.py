@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -602,3 +602,82 @@ def test_a_gap_over_all_of_it_silences_them(name: str) -> None:
     findings = _again(name, obs, gaps=_everywhere(analysis_of(SAMPLES / name)))
 
     assert not [f for f in findings if f.code.startswith("ITS4")]
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize(
+    ("name", "since", "until"),
+    [
+        # An LPI mapped anew, to a collection whose vCPU nobody told since.
+        ("faults/L-clean-a-612/trace.dat", 19811, 28534),
+        # MOVI that waits for the lock of its ITS, from a collection whose vCPU is not known.
+        ("torture-7.3/trace.dat", 27109, 2**62),
+        # MOVALL to a vCPU that does not exist.
+        ("torture-7.3/trace.dat", 4024, 133148),
+    ],
+)
+def test_a_capture_that_begins_anywhere_has_no_stale_targets(
+    corpus: Path, name: str, since: int, until: int
+) -> None:
+    """ITS402 and ITS404: what the tables held before is not known, and nothing is made of it."""
+    analysis = analysis_of(corpus / name)
+    obs = analysis.observations
+    frames: dict[str, Any] = {
+        field.name: frame.filter(pl.col("seq").is_between(since, until))
+        for field in fields(obs)
+        if isinstance(frame := getattr(obs, field.name), pl.DataFrame) and "seq" in frame.columns
+    }
+    unknown: dict[str, Any] = {
+        "vms": obs.vms.with_columns(complete=pl.lit(value=False)),
+        "itss": obs.itss.with_columns(complete=pl.lit(value=False)),
+    }
+    cut = replace(
+        obs, **frames, **unknown, runs=_edited(obs.runs, None, lambda seq: (seq >= since) & (seq <= until))
+    )
+    history = replay(cut, kernel=analysis.info.kernel)
+    findings, _ = check(
+        cut,
+        history,
+        live(cut, history),
+        gaps=analysis.gaps,
+        damage=[],
+        start_ns=analysis.start_ns,
+        end_ns=analysis.end_ns,
+    )
+
+    assert not [f for f in findings if f.code.startswith("ITS4") and f.severity is not Severity.NOTE]
+
+
+def test_a_move_that_was_lost_is_not_held_against_the_kernel() -> None:
+    """ITS402: where a gap swallowed a MOVI, the target after it is unknown, however long ago the gap was."""
+    name = "6.12-clean.dat"
+    analysis = analysis_of(SAMPLES / name)
+    obs = analysis.observations
+    moved = analysis.history.targets.filter(pl.col("set_by").is_not_null() & pl.col("ended_by").is_not_null())
+    used = obs.queueings.filter("pending")
+    # A move after which the LPI was queued for its new vCPU before it was moved again.
+    for row in moved.iter_rows(named=True):
+        later = used.filter(
+            (pl.col("intid") == row["intid"]) & pl.col("seq").is_between(row["from_seq"] + 50, row["to_seq"])
+        )
+        opcode = analysis.history.verdicts.filter(pl.col("seq") == row["set_by"])["opcode"][0]
+        if opcode == "MOVI" and later.height:
+            break
+    end_seq = obs.commands.filter(pl.col("seq") == row["set_by"])["end_seq"][0]
+    within = pl.col("seq").is_between(row["set_by"], end_seq)
+    following = obs.commands.filter(pl.col("seq") > end_seq)["seq"][0]
+    without = replace(
+        obs,
+        commands=obs.commands.filter(~within).with_columns(
+            lost_before=pl.col("lost_before") | (pl.col("seq") == following)
+        ),
+        retargets=obs.retargets.filter(~within),
+    )
+    gap = pl.DataFrame(
+        {"cpu": [0], "from_ns": [row["from_ns"] - 1], "to_ns": [row["from_ns"] + 1], "lost": [1]},
+        schema=analysis.gaps.schema,
+    )
+    silently = replace(without, commands=obs.commands.filter(~within))
+
+    assert _of(_again(name, silently), "ITS402")
+    assert not _of(_again(name, without, gaps=gap), "ITS402")
