@@ -30,6 +30,10 @@ Row = tuple[int | None, str, int | None, int | None, int | None, int | None, int
 
 #: MAPTI that ends so has allocated, and freed again. Kernel: vgic-its.c:vgic_its_cmd_handle_mapi (v7.3)
 _UNDONE = "errno 17"
+#: Commands for which nothing needs to be known.
+_ASK_NOTHING = frozenset({Opcode.SYNC, Opcode.INT})
+#: Commands that change no table.
+_CHANGE_NOTHING = frozenset({Opcode.SYNC, Opcode.INT, Opcode.CLEAR, Opcode.INV, Opcode.INVALL})
 
 
 def _row(
@@ -73,12 +77,15 @@ def before(vm: VmReplay, key: int, command: Command) -> Before:
     """Look at a command's operands before the model takes it."""
     its = vm.gic.its[key]
     found = Before(key, command)
-    if command.device_id is not None:
-        device = its.devices.get(command.device_id)
-        found.device = _mapped(vm, its, device, command.device_id)
-        if command.event_id is not None:
-            found.event = _event_mapped(vm, its, found.device, (command.device_id, command.event_id))
-            ite = None if device is None else device.events.get(command.event_id)
+    if command.opcode in _ASK_NOTHING:
+        return found
+    device_id, event_id = command.device_id, command.event_id
+    if device_id is not None:
+        device = its.devices.get(device_id)
+        found.device = _mapped(vm, its, device, device_id)
+        if event_id is not None:
+            found.event = _event_mapped(vm, its, found.device, (device_id, event_id))
+            ite = None if device is None else device.events.get(event_id)
             # One that was learnt by its use goes by some collection, or it could not have been used.
             found.route = ite is not None and ite.collection_valid
             if ite is not None and ite.icid is not None:
@@ -176,6 +183,8 @@ def of_command(
 def settle(vm: VmReplay, was: Before, effects: Iterable[fx.Effect], verdict: str) -> None:
     """Remember of which entries it is not known whether a command, which may have failed, changed them."""
     key, command = was.its, was.command
+    if command.opcode in _CHANGE_NOTHING:
+        return
     device, event, icid = command.device_id, command.event_id, command.icid
     ok = verdict == "ok"
     if verdict == "fault" or (verdict == "ignored" and was.event is True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -109,6 +109,7 @@ def check(
     lacking = {code: lacks for code, lacks in missing.items() if lacks}
     skipped = [SkippedRule(code, rules[code].name, lacks) for code, lacks in lacking.items()]
     found: list[Finding] = []
+    shared: dict[str, Any] = {}
     for code, each in rules.items():
         if code in lacking:
             continue
@@ -125,6 +126,7 @@ def check(
             losses_told,
             kernel,
             settings or {},
+            shared,
         )
         if not each.origin:
             found += each.check(case)

@@ -69,6 +69,10 @@ def seen(case: Case) -> pl.DataFrame:
     Shape: the columns of `_SEEN`, in order of seq, with `command_seq`, the command that its task was carrying out
         (null: none).
     """
+    return case.once("effects seen", lambda: _see(case))
+
+
+def _see(case: Case) -> pl.DataFrame:
     obs = case.observations
     configs = obs.config_calls if case.recorded("config") else obs.configs
     parts = [
@@ -95,15 +99,19 @@ def seen(case: Case) -> pl.DataFrame:
     return rows.with_columns(command_seq=pl.when(within).then("command_seq")).drop("_end")
 
 
-def compared(case: Case, done: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def compared(case: Case) -> tuple[pl.DataFrame, pl.DataFrame]:
     """What commands had to do, and what they did besides.
 
-    `done` is what `seen` gave. Left out are effects that the capture shows none of.
-    Shape: rows of EXPECTED of commands with `met` (it was seen) and `told` (its probe fired at all); rows of `done`
-        of commands that nothing expected accounts for.
+    Left out are effects that the capture shows none of.
+    Shape: rows of EXPECTED of commands with `met` (it was seen) and `told` (its probe fired at all); rows of what was
+        `seen` of commands that nothing expected accounts for.
     """
+    return case.once("effects compared", lambda: _compare(case))
+
+
+def _compare(case: Case) -> tuple[pl.DataFrame, pl.DataFrame]:
     expected = case.history.expected.drop_nulls("command_seq")
-    done = done.drop_nulls("command_seq")
+    done = seen(case).drop_nulls("command_seq")
     wanted, extra = [], []
     for (what,), mine in expected.group_by("what", maintain_order=True):
         told_of = told(case, str(what)) if what in KEYS else None

@@ -88,8 +88,12 @@ def judged(case: Case) -> list[Judged]:
     Left out are those near lost records, those that were under way when the capture ended, and those whose LPIs KVM
     was seen to have given to other vCPUs than the commands say.
     """
+    return case.once("commands judged", lambda: _judge(case))
+
+
+def _judge(case: Case) -> list[Judged]:
     done = seen(case)
-    wanted, extra = compared(case, done)
+    wanted, extra = compared(case)
     wanted = _targets_agree(case, _fresh_lpis(case, wanted))
     missing = wanted.filter(pl.col("certain") & ~pl.col("met"))
     extra = extra.filter(~_moved_too_much(case, extra))

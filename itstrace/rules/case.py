@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import polars as pl
 
@@ -12,13 +12,15 @@ from itstrace.observe.catalogue import source_of
 from itstrace.observe.joins import after, before
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from itstrace.errors import Damage
     from itstrace.lives import Lives
     from itstrace.observe import Observations
     from itstrace.replay import History
     from itstrace.rules.registry import Rule
+
+T = TypeVar("T")
 
 #: An end that never comes.
 NEVER = 2**64 - 1
@@ -43,6 +45,15 @@ class Case:
     kernel: str | None = None
     #: What the user set of the rules' numbers, by name.
     set: Mapping[str, float] = field(default_factory=dict)
+    #: What several rules ask for and one of them has worked out.
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives, worked out once for all rules of one check; nobody changes it."""
+        if name not in self.shared:
+            self.shared[name] = make()
+        found: T = self.shared[name]
+        return found
 
     def setting(self, name: str) -> float:
         """A number of this rule: the user's, or its default."""

@@ -104,7 +104,8 @@ def command_without_effect(case: Case) -> Iterator[Finding]:
     or looks up the wrong device, event or collection; update_affinity that changes nothing.
 
     ## When it is wrong
-    Where an effect's probe was never seen to fire, it may not have been switched on: then it is a note. The guest's own
+    Where an effect's probe was never seen to fire, it may not have been switched on: then it is a note. A probe that was
+    missed (ITS906) looks the same as an effect that was not there. The guest's own
     mistakes that only its memory shows look the same: an ITT or a device table that lies outside its memory.
     Commands near lost records, and those that rest on entries that are only assumed, are left out.
 
@@ -197,6 +198,13 @@ def _confidence(case: Case, one: Judged) -> dict[str, Any]:
             "doubt": f"{events} never fired in this capture, and may not have been switched on.",
             "capture_next": events,
         }
+    contradictions = case.observations.contradictions
+    if not contradictions.filter(pl.col("what") != "another value").is_empty():
+        return {
+            "confidence": Confidence.LIKELY,
+            "doubt": "Records are missing in this capture that no buffer lost (ITS906): this one's may be, too.",
+            "capture_next": "kprobe_profile of tracefs, whose last column counts missed probes",
+        }
     itss = case.observations.itss
     whole = itss.filter((pl.col("vm") == one.row["vm"]) & (pl.col("its") == one.row["its"]))["complete"]
     if whole.all():
@@ -254,7 +262,7 @@ def _call(row: dict[str, Any]) -> str:
 def _misdirected(case: Case) -> Iterator[Finding]:
     """Commands that did what they must to what they must, but not as they must: another vCPU, another collection."""
     done = seen(case)
-    wanted, _ = compared(case, done)
+    wanted, _ = compared(case)
     for what, operand, name in (
         ("retarget", "vcpu", "vCPU"),
         ("alloc_event", "icid", "collection"),
@@ -287,7 +295,7 @@ def _untaken(case: Case) -> Iterator[Finding]:
     What is seen next of the LPI shows its target, as long as nothing else has given it one since.
     """
     obs = case.observations
-    wanted, _ = compared(case, seen(case))
+    wanted, _ = compared(case)
     rows = wanted.filter(
         (pl.col("what") == "retarget") & pl.col("certain") & pl.col("met") & pl.col("vcpu").is_not_null()
     )
