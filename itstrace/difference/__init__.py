@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from itstrace.difference.entries import ENTRIES, entries, matched_vms
+from itstrace.difference.entries import ENTRIES, entries, matched_itss, matched_vms
 from itstrace.difference.found import Change, Kept, found
 from itstrace.difference.limits import CHANCE, Limits
 from itstrace.difference.recorded import Fact, Recorded, recorded
@@ -86,19 +86,20 @@ def difference(
     """Compare two analyses; their tables at `at_a_ns` and `at_b_ns` (None: the end, or just before a VM's teardown)."""
     limits = limits or Limits()
     vms = matched_vms(a, b)
+    itss = matched_itss(a, b, vms)
     return Difference(
         limits,
         vms,
         at_a_ns,
         at_b_ns,
-        recorded(a, b, vms),
+        recorded(a, b, vms, itss),
         found(
             a.findings,
             b.findings,
             skipped_a={rule.code for rule in a.skipped},
             skipped_b={rule.code for rule in b.skipped},
         ),
-        entries(a, b, vms, at_a_ns, at_b_ns),
+        entries(a, b, vms, itss, (at_a_ns, at_b_ns)),
         rates(a, b, vms, limits),
         outcomes(a, b, vms, limits),
         latencies(a, b, vms, limits),

@@ -16,6 +16,7 @@ from itstrace.difference.recorded import observed
 
 if TYPE_CHECKING:
     from itstrace.analysis import Analysis
+    from itstrace.difference.recorded import Matched
     from itstrace.tables import Tables
 
 #: One row per compared field of an entry; VMs and ITSs are A's numbers. `field` is `mapped` where only one has the entry:
@@ -83,9 +84,9 @@ def matched_vms(a: Analysis, b: Analysis) -> dict[int, int]:
     return dict(zip(*(sorted(each.observations.vms["vm"].to_list()) for each in (a, b)), strict=False))
 
 
-def matched_itss(a: Analysis, b: Analysis, vms: dict[int, int]) -> dict[tuple[int, int], tuple[int, int]]:
+def matched_itss(a: Analysis, b: Analysis, vms: dict[int, int]) -> Matched:
     """B's (VM, ITS) for each of A's: by the base address; by number where a base is not known."""
-    found: dict[tuple[int, int], tuple[int, int]] = {}
+    found: Matched = {}
     for vm, other in vms.items():
         ours, theirs = (
             {
@@ -105,14 +106,17 @@ def matched_itss(a: Analysis, b: Analysis, vms: dict[int, int]) -> dict[tuple[in
 
 
 def entries(
-    a: Analysis, b: Analysis, vms: dict[int, int], at_a: int | None = None, at_b: int | None = None
+    a: Analysis,
+    b: Analysis,
+    vms: dict[int, int],
+    itss: Matched,
+    at: tuple[int | None, int | None],
 ) -> pl.DataFrame:
-    """Compare the tables of A at `at_a` with those of B at `at_b` (None: the end, or just before a VM's).
+    """Compare the tables of A and of B, each at its time of `at` (None: the end, or just before a VM's).
 
     Shape: ENTRIES, what differs first.
     """
-    itss = matched_itss(a, b, vms)
-    ours, theirs = a.at(at_a), b.at(at_b)
+    ours, theirs = a.at(at[0]), b.at(at[1])
     lost = next((f"{side} lost records" for side, one in (("A", a), ("B", b)) if one.gaps.height), None)
     parts = []
     for kind in _KINDS:
@@ -150,7 +154,7 @@ def _renamed(
     return joined.rename({f"{key}_a": key for key in keys})
 
 
-def _unseen(a: Analysis, b: Analysis, itss: dict[tuple[int, int], tuple[int, int]]) -> pl.DataFrame:
+def _unseen(a: Analysis, b: Analysis, itss: Matched) -> pl.DataFrame:
     """By ITS (A's numbers) why an entry that a side does not have may be mapped there. Shape: vm, its, why_a, why_b."""
     rows = [(*here, _hidden("A", a, *here), _hidden("B", b, *there)) for here, there in itss.items()]
     schema = {"vm": pl.UInt16, "its": pl.UInt16, "why_a": pl.String, "why_b": pl.String}

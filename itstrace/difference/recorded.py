@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import polars as pl
-
 from itstrace.observe import OBSERVATIONS
 
 if TYPE_CHECKING:
@@ -14,6 +12,9 @@ if TYPE_CHECKING:
 
     from itstrace.analysis import Analysis
     from itstrace.observe import Observations
+
+#: B's (VM, ITS) for each of A's.
+Matched = dict[tuple[int, int], tuple[int, int]]
 
 #: The frame of `Observations` that holds an observation, where it is not the name in lower case.
 _FRAMES: Final = {"LIST_REGISTERS": "fills"}
@@ -56,8 +57,8 @@ def observed(observations: Observations) -> set[str]:
     }
 
 
-def recorded(a: Analysis, b: Analysis, vms: dict[int, int]) -> Recorded:
-    """Compare what was recorded; `vms`: B's VM for each of A's."""
+def recorded(a: Analysis, b: Analysis, vms: dict[int, int], itss: Matched) -> Recorded:
+    """Compare what was recorded; `vms`: B's VM for each of A's, `itss` (VM, ITS) likewise."""
     has_a, has_b = observed(a.observations), observed(b.observations)
     names = [entry.name for entry in OBSERVATIONS]
     cannot_a, cannot_b = ({rule.code for rule in each.skipped} for each in (a, b))
@@ -71,7 +72,7 @@ def recorded(a: Analysis, b: Analysis, vms: dict[int, int]) -> Recorded:
         *(_not_run("B", skipped_b)),
         *_about("A", a),
         *_about("B", b),
-        *_guests(a, b, vms),
+        *_guests(a, b, vms, itss),
     ]
     return Recorded(tuple(_facts(a, b)), only_a, only_b, skipped_a, skipped_b, tuple(remarks))
 
@@ -157,7 +158,7 @@ def _about(side: str, analysis: Analysis) -> Iterator[str]:
         yield f"{side} begins with tables already in use: what is not seen in it may be mapped all the same."
 
 
-def _guests(a: Analysis, b: Analysis, vms: dict[int, int]) -> Iterator[str]:
+def _guests(a: Analysis, b: Analysis, vms: dict[int, int], itss: Matched) -> Iterator[str]:
     profiles = [_profiles(each) for each in (a, b)]
     if profiles[0] != profiles[1] and all(profiles):
         yield (
@@ -167,13 +168,11 @@ def _guests(a: Analysis, b: Analysis, vms: dict[int, int]) -> Iterator[str]:
     for side, analysis, known in (("A", a, set(vms)), ("B", b, set(vms.values()))):
         for vm in sorted(set(analysis.observations.vms["vm"]) - known):
             yield f"VM {vm} of {side} has no counterpart; its tables are not compared."
-    for vm, other in vms.items():
-        bases_a, bases_b = (_bases(each, number) for each, number in ((a, vm), (b, other)))
-        for side, only in (("A", bases_a - bases_b), ("B", bases_b - bases_a)):
-            for base in sorted(only):
-                yield f"The ITS at {base:#x} is in {side} alone; its tables are not compared."
-
-
-def _bases(analysis: Analysis, vm: int) -> set[int]:
-    itss = analysis.observations.itss.filter(pl.col("vm") == vm)
-    return set(itss["base_gpa"].drop_nulls()) if itss["base_gpa"].null_count() == 0 else set()
+    for side, analysis, mine, whose in (
+        ("A", a, set(itss), set(vms)),
+        ("B", b, set(itss.values()), set(vms.values())),
+    ):
+        for vm, its, base in analysis.observations.itss.select("vm", "its", "base_gpa").iter_rows():
+            if vm in whose and (vm, its) not in mine:
+                at = "" if base is None else f" at {base:#x}"
+                yield f"ITS {its} of VM {vm}{at} is in {side} alone; its tables are not compared."

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from itstrace.difference.limits import Limits
 
 #: One row per rate. `what`: MSIs, deliveries, commands; of one opcode, device or LPI where that is not null; VMs are A's
-#: numbers. Per second of the time with VMs. `verdict`: changed, same, few (chance may have made it); unknown where one
-#: side did not record it.
+#: numbers. Per second of the time with VMs. `verdict`: changed; with all (as the rate of all MSIs or commands, or nearly);
+#: same; few (chance may have made it); unknown where one side did not record it.
 RATES = pl.Schema(
     {
         "what": pl.String,
@@ -160,6 +160,15 @@ def rates(a: Analysis, b: Analysis, vms: dict[int, int], limits: Limits) -> pl.D
     )
     low, high = (getattr(pl, f"{end}_horizontal")("per_second_a", "per_second_b") for end in ("min", "max"))
     error = (pl.col("count_a") / seconds_a**2 + pl.col("count_b") / seconds_b**2).sqrt()
+    whole = rows.filter(pl.col("known").is_not_null()).select(
+        "what", shift=pl.col("per_second_b") / pl.col("per_second_a")
+    )
+    rows = rows.join(whole, on="what", how="left", maintain_order="left")
+    # How an opcode, a device or an LPI has shifted against all of its kind; 0/0, as where there are none, is no number.
+    against = pl.col("per_second_b") / pl.col("per_second_a") / pl.col("shift")
+    part = pl.col("known").is_null() & against.is_between(
+        1 / limits.rate_factor, limits.rate_factor, closed="none"
+    )
     verdict = (
         pl.when(~pl.col("known").fill_null(value=True))
         .then(pl.lit("unknown"))
@@ -167,6 +176,8 @@ def rates(a: Analysis, b: Analysis, vms: dict[int, int], limits: Limits) -> pl.D
         .then(pl.lit("same"))
         .when(high - low <= SURE * error)
         .then(pl.lit("few"))
+        .when(part)
+        .then(pl.lit("with all"))
         .otherwise(pl.lit("changed"))
     )
     return rows.with_columns(verdict=verdict).select(RATES.names()).cast(RATES)

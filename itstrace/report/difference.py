@@ -14,7 +14,8 @@ import polars as pl
 from rich.text import Text
 
 from itstrace._version import __version__
-from itstrace.difference import CHANCE, Change
+from itstrace.difference import Change
+from itstrace.findings import Kind
 from itstrace.report.figures import STAGES
 from itstrace.report.finding import KINDS, named
 from itstrace.report.json import Document, finding_document, subject_documents
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 SCHEMA: Final = "itstrace.diff/1"
 #: Rows of each table that a report on a terminal shows.
 ROWS_SHOWN: Final = 20
+#: What B says where it says what A does.
+SAME: Final = "same"
 _SUBJECTS_NAMED: Final = 4
 #: Rates by device and by LPI that have changed: so many are told.
 _BUSIEST: Final = 8
@@ -98,19 +101,20 @@ def verdict(different: Difference) -> tuple[str, ...]:
         _words(counted["latencies"], "latency", "latencies"),
     ]
     said = [one for one in words if one]
+    doubt = (
+        ("Not all of it can be compared; why is said under Recorded.",) if different.recorded.remarks else ()
+    )
     if not said:
-        return ("No difference was found.", _compared(different))
+        return ("No difference was found.", _compared(different), *doubt)
     many = len(said) > 1 or not said[0].startswith("1 ")
     first = f"A and B differ: {listed(said)} {'are' if many else 'is'} not the same."
     fresh = [one for one in different.findings if one.differs and one.change in {Change.NEW, Change.WORSE}]
     if not fresh:
-        return (first,)
+        return (first, *doubt)
     names = list(dict.fromkeys(f"{one.told.name} ({one.code})" for one in fresh))
     shown = names[:_SUBJECTS_NAMED] + (["others"] if len(names) > _SUBJECTS_NAMED else [])
-    return (
-        first,
-        f"{'New or worse' if any(o.change is Change.WORSE for o in fresh) else 'New'} in B: {listed(shown)}.",
-    )
+    new = "New or worse" if any(one.change is Change.WORSE for one in fresh) else "New"
+    return (first, f"{new} in B: {listed(shown)}.", *doubt)
 
 
 def _words(count: int, one: str, many: str | None = None) -> str:
@@ -166,7 +170,7 @@ def _sides(fact: Fact) -> tuple[str, str]:
             return value
         return duration(value) if fact.unit == "ns" else number(value)
 
-    return shown(fact.a), "same" if fact.same else shown(fact.b)
+    return shown(fact.a), SAME if fact.same else shown(fact.b)
 
 
 # --- findings
@@ -200,18 +204,7 @@ def _found(different: Difference) -> Section:
             ]
             if one.a and one.b:
                 parts.append(Told(f"In A: {one.a[0].message}", head="  "))
-    rest = [one for one in different.findings if not one.differs]
-    lines = tuple(
-        Line(
-            (
-                f"{one.code} {one.told.name}",
-                str(one.severity),
-                *(number(count) for count in one.counts),
-                _CHANGES[one.change] + _hit_apart(one),
-            )
-        )
-        for one in rest
-    )
+    lines = tuple(_no_difference([one for one in different.findings if not one.differs]))
     if lines:
         columns = ("rule", "severity", "A", "B", "is")
         parts.append(Grid("no difference", columns, lines, left=frozenset({0, 1, 4}), give=4))
@@ -220,9 +213,22 @@ def _found(different: Difference) -> Section:
     return Section("Findings", note or "the same", tuple(parts or [Told("None in either.", "dim")]))
 
 
+def _no_difference(kept: Sequence[Kept]) -> Iterator[Line]:
+    """A row for each cause; what a capture says of itself in several ways is one."""
+    alike: dict[tuple[object, ...], list[Kept]] = {}
+    for one in kept:
+        apart = "" if one.told.kind is Kind.EVIDENCE else one.mechanism
+        alike.setdefault((one.code, one.change, one.severity, apart), []).append(one)
+    for (_, _, _, mechanism), ones in alike.items():
+        first = ones[0]
+        sums = (sum(one.counts[side] for one in ones) for side in (0, 1))
+        said = _CHANGES[first.change] + (f": {mechanism}" if mechanism else "") + _hit_apart(first)
+        yield Line((f"{first.code} {first.told.name}", str(first.severity), *map(number, sums), said))
+
+
 def _hit_apart(one: Kept) -> str:
     """What a cause that both have hit in one of them alone."""
-    if one.change is not Change.BOTH:
+    if one.change is not Change.BOTH or one.told.kind is Kind.EVIDENCE:
         return ""
     sides = [
         f"{_subjects(one.only(side))} in {side.upper()} alone" for side in "ab" if _subjects(one.only(side))
@@ -375,7 +381,7 @@ def _of_vm(different: Difference, row: Row) -> str:
 
 
 def _beyond(samples: int) -> str:
-    return f"beyond chance (1 in {1 / CHANCE:,.0f}), of {plural(samples, 'MSI')} or more"
+    return f"beyond chance, of {plural(samples, 'MSI')} or more"
 
 
 # --- latencies
@@ -451,7 +457,7 @@ def _shift(row: Row, factor: float) -> str:
 
 def _rates(different: Difference) -> Section:
     whole = different.rates.filter(pl.col("vm").is_null())
-    columns = ("rate", "A", "a second", "B", "a second", "B is")
+    columns = ("rate", "A", "per s", "B", "per s", "B is")
     parts: list[Grid | Told] = [
         Grid("", columns, tuple(_rate(row, different) for row in whole.iter_rows(named=True)))
     ]
@@ -462,8 +468,8 @@ def _rates(different: Difference) -> Section:
         lines = tuple(_rate(row, different) for row in mine.head(_BUSIEST).iter_rows(named=True))
         if lines:
             shown = f"the busiest of the {mine.height:,} {title}" if mine.height > _BUSIEST else title
-            parts.append(Grid(f"{shown} whose MSIs have changed", columns, lines))
-    note = f"per second of the time with VMs; told from {different.limits.rate_factor:g} times, and never counted"
+            parts.append(Grid(f"{shown} whose part of the MSIs has changed", columns, lines))
+    note = f"told from {different.limits.rate_factor:g} times, and never counted"
     return Section("Rates", note, tuple(parts))
 
 
@@ -479,11 +485,17 @@ def _rate(row: Row, different: Difference) -> Line:
         return Line((name, "?", "", "?", "", "not recorded in both"))
     a, b = row["per_second_a"], row["per_second_b"]
     said = ""
-    if row["verdict"] == "changed":
-        said = f"in {'A' if a else 'B'} alone" if not min(a, b) else f"{b / a:.2g} times A's"
+    if row["verdict"] == "changed" and not min(a, b):
+        said = f"in {'A' if a else 'B'} alone"
+    elif row["verdict"] == "changed":
+        said = f"{_ratio(b / a)} times A's" if b > a else f"A's / {_ratio(a / b)}"
     return Line(
         (name.rstrip(), number(row["count_a"]), _per_second(a), number(row["count_b"]), _per_second(b), said)
     )
+
+
+def _ratio(factor: float) -> str:
+    return f"{factor:,.0f}" if factor >= 9.95 else f"{factor:.1f}"
 
 
 def _per_second(rate: float) -> str:
@@ -522,7 +534,10 @@ def _part_lines(sheet: Sheet, part: Grid | Told, show: int | None) -> Iterator[T
     ]
     if last in part.left and last > 1:
         columns[last] = Column(part.columns[last], flow=True)
-    rows = [[Text(plain(cell), "bold" if line.counts else "") for cell in line.cells] for line in part.lines]
+    rows = [
+        [Text(plain(cell), "bold" if line.counts else "dim" if cell == SAME else "") for cell in line.cells]
+        for line in part.lines
+    ]
     yield from table(sheet, columns, rows, show=show, more="--limit 0 for all")
 
 

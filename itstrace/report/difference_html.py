@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 from itstrace._version import __version__
-from itstrace.report.difference import Grid, Line, Section, Told, sections, verdict
+from itstrace.report.difference import SAME, Grid, Line, Section, Told, sections, verdict
 from itstrace.report.text import plain
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ p.error { color: var(--error); font-weight: 650; margin-top: 12px; }
 p.warning { color: var(--warning); font-weight: 650; margin-top: 12px; }
 p.note { color: var(--note); font-weight: 650; margin-top: 12px; }
 p.counts { font-weight: 650; }
-p.dim, .more { color: var(--dim); }
+p.dim, td.dim, .more { color: var(--dim); }
 .wide { overflow-x: auto; margin: 10px 0; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--dim); padding: 4px 0; }
@@ -144,13 +144,15 @@ def _grid(grid: Grid, within: str) -> Iterator[str]:
 def _line(grid: Grid, line: Line) -> str:
     first, *rest = line.cells
     head = f'<th scope="row"{_class(grid, 0)}>{_text(first)}</th>' if first.strip() else "<td></td>"
-    cells = "".join(f"<td{_class(grid, at)}>{_text(cell)}</td>" for at, cell in enumerate(rest, 1))
+    cells = "".join(f"<td{_class(grid, at, cell)}>{_text(cell)}</td>" for at, cell in enumerate(rest, 1))
     row = '<tr class="counts">' if line.counts else "<tr>"
     return f"{row}{head}{cells}</tr>"
 
 
-def _class(grid: Grid, at: int) -> str:
-    return ' class="left"' if at in grid.left or at == len(grid.columns) - 1 else ""
+def _class(grid: Grid, at: int, cell: str = "") -> str:
+    names = ["left"] if at in grid.left or at == len(grid.columns) - 1 else []
+    names += ["dim"] if cell == SAME else []
+    return f' class="{" ".join(names)}"' if names else ""
 
 
 def _anchor(section: Section) -> str:
