@@ -224,6 +224,39 @@ def test_an_event_of_another_collection_is_one_difference() -> None:
     assert differing(difference(clean(), moved)) == [("event", "icid", str(event["icid"]), "7")]
 
 
+def test_an_lpi_that_goes_where_its_event_went_is_told_with_the_event() -> None:
+    different = difference(analysis_of(CLEAN), analysis_of(SAMPLES / "6.12-lost-lpi.dat"))
+    rows = different.entries
+    events = rows.filter((pl.col("field") == "icid") & (pl.col("verdict") == "different"))["intid"]
+    follows = rows.filter((pl.col("what") == "lpi") & (pl.col("verdict") == "aside"))
+
+    assert set(events) == set(follows["intid"]) == {8193, 8194, 8195, 8196, 8198}
+    assert set(follows["reason"]) == {"its event is in another collection"}
+
+
+def test_an_lpi_that_goes_elsewhere_by_itself_is_a_difference() -> None:
+    other = clean()
+    target = pl.when(pl.col("intid") == 8195).then(5).otherwise("target_vcpu").cast(pl.Int32)
+    other.history = replace(other.history, targets=other.history.targets.with_columns(target_vcpu=target))
+
+    assert differing(difference(clean(), other)) == [("lpi", "target_vcpu", "0", "5")]
+
+
+def test_entries_after_lost_commands_are_unknown() -> None:
+    other = clean()
+    moved = other.history.mappings.with_columns(icid=pl.lit(7, pl.UInt32))
+    other.history = replace(other.history, mappings=moved)
+    assert differing(difference(clean(), other))
+
+    commands = other.observations.commands.with_columns(lost_before=pl.lit(value=True))
+    other.observations = replace(other.observations, commands=commands)
+    different = difference(clean(), other)
+    unknown = different.entries.filter(pl.col("verdict") == "unknown")
+
+    assert differing(different) == []
+    assert set(unknown.filter(pl.col("what") == "event")["reason"]) == {"B lost ITS commands"}
+
+
 def test_an_entry_of_one_side_tells_what_it_holds() -> None:
     fewer = clean()
     collections = fewer.history.collections.filter(pl.col("icid") != 1)
