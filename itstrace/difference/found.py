@@ -71,7 +71,10 @@ class Kept:
 def found(
     a: Sequence[Finding], b: Sequence[Finding], *, skipped_a: Collection[str], skipped_b: Collection[str]
 ) -> tuple[Kept, ...]:
-    """Every cause of both; `skipped_a` and `skipped_b` are the codes that were not looked for. What differs comes first."""
+    """Every cause of both; `skipped_a` and `skipped_b` are the codes that were not looked for.
+
+    What differs comes first, and of it what is new.
+    """
     sides: list[dict[tuple[str, str], list[Finding]]] = [{}, {}]
     for side, findings in zip(sides, (a, b), strict=True):
         for finding in findings:
@@ -83,7 +86,7 @@ def found(
         kept.append(Kept(*key, change, ours, theirs))
     order = list(Change)
     return tuple(
-        sorted(kept, key=lambda one: (not one.differs, one.severity.rank, order.index(one.change), one.code))
+        sorted(kept, key=lambda one: (not one.differs, order.index(one.change), one.severity.rank, one.code))
     )
 
 

@@ -146,8 +146,8 @@ def _not_run(side: str, codes: tuple[str, ...]) -> Iterator[str]:
 def _about(side: str, analysis: Analysis) -> Iterator[str]:
     if analysis.gaps.height:
         yield (
-            f"{side} lost records: what differs in how LPIs are configured, in outcomes and in tails of latencies may be "
-            "that loss, and is no difference."
+            f"{side} lost records: what differs in LPIs, in outcomes and in tails of latencies may be that loss, and is no "
+            f"difference; findings that {side} lacks may be lost, too."
         )
     if analysis.damage:
         yield f"The file of {side} is damaged."
