@@ -11,7 +11,7 @@ Waits that follow one another are not independent, which is why being beyond cha
 
 from __future__ import annotations
 
-from math import ceil, log
+from math import ceil, floor, log, sqrt
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
@@ -92,6 +92,7 @@ STAGES: Final = (
 )
 #: How long a list register waits to be read back is how long the guest runs on: told, and no difference.
 _GUESTS_OWN: Final = ("filled_ns", "retired_ns")
+_NO_SPANS: Final = pl.Series("span", [], pl.Int64)
 _SECOND_NS: Final = 1_000_000_000
 #: What must have been recorded to say what became of MSIs.
 _FATES: Final = ("INJECTIONS", "QUEUEINGS", "LIST_REGISTERS")
@@ -100,7 +101,9 @@ _FATES: Final = ("INJECTIONS", "QUEUEINGS", "LIST_REGISTERS")
 def _lives(analysis: Analysis, vms: dict[int, int] | None = None) -> pl.DataFrame:
     """The lives; with `vms` only those of VMs that both have, under A's numbers."""
     lives = analysis.lives.lives
-    if vms is None:
+    if vms is None or (
+        set(analysis.observations.vms["vm"]) == set(vms) and all(here == there for here, there in vms.items())
+    ):
         return lives
     back = {there: here for here, there in vms.items()}
     names = pl.col("vm").replace_strict(back, default=None, return_dtype=pl.UInt16)
@@ -254,66 +257,60 @@ def _shares(ours: pl.DataFrame, theirs: pl.DataFrame, keys: list[str]) -> pl.Dat
 def latencies(a: Analysis, b: Analysis, vms: dict[int, int], limits: Limits) -> pl.DataFrame:
     """How long each stage of delivered MSIs took, in all and by LPI. Shape: LATENCIES."""
     lossy = bool(a.gaps.height or b.gaps.height)
-    matched = _matched(a, b, vms)
-    parts = [pl.DataFrame(schema=LATENCIES)]
-    for keys, (ours, theirs) in (
-        ([], (a.lives.lives, b.lives.lives)),
-        (["vm", "intid"], matched),
-    ):
+    whole = [_delivered(each) for each in (a, b)]
+    matched = [_delivered(a, {vm: vm for vm in vms}), _delivered(b, vms)]
+    rows = []
+    for by_lpi, sides in ((False, whole), (True, matched)):
         for begin, end in STAGES:
-            spans_a, spans_b = (_spans(lives, keys, begin, end) for lives in (ours, theirs))
-            joined = _joined(spans_a, spans_b, keys, limits)
-            rows = [
-                {**row, "begin": begin, "end": end, **_judged(row, limits, lossy=lossy)}
-                for row in joined.iter_rows(named=True)
-            ]
-            for row in rows:
+            spans_a, spans_b = (_spans(lives, begin, end, by_lpi=by_lpi) for lives in sides)
+            for lpi in sorted(spans_a.keys() | spans_b.keys()):
+                row: dict[str, Any] = {"begin": begin, "end": end, "vm": lpi[0], "intid": lpi[1]}
+                mine, other = spans_a.get(lpi, _NO_SPANS), spans_b.get(lpi, _NO_SPANS)
+                row |= _measured(mine, other, "a", limits) | _measured(other, mine, "b", limits)
+                row |= _judged(row, limits, lossy=lossy)
                 row["counts"] = row["measure"] is not None and (begin, end) != _GUESTS_OWN
-            parts.append(pl.DataFrame(rows, schema=LATENCIES, orient="row") if rows else parts[0])
-    return pl.concat(parts)
+                rows.append(row)
+    return pl.DataFrame(rows, schema=LATENCIES, orient="row")
 
 
-def _spans(lives: pl.DataFrame, keys: list[str], begin: str, end: str) -> pl.DataFrame:
-    spans = lives.filter(pl.col("outcome") == "delivered").select(*keys, span=pl.col(end) - pl.col(begin))
-    spans = spans.drop_nulls("span")
-    return spans if keys else spans.with_columns(all=pl.lit(0))
+def _delivered(analysis: Analysis, vms: dict[int, int] | None = None) -> pl.DataFrame:
+    lives = _lives(analysis, vms).filter(pl.col("outcome") == "delivered")
+    return lives.select("vm", "intid", "injected_ns", "queued_ns", "filled_ns", "retired_ns")
 
 
-def _joined(ours: pl.DataFrame, theirs: pl.DataFrame, keys: list[str], limits: Limits) -> pl.DataFrame:
-    by = keys or ["all"]
-    joined = _measured(ours, by, "a").join(_measured(theirs, by, "b"), on=by, how="full", coalesce=True)
-    for spans, side, other in ((ours, "a", "b"), (theirs, "b", "a")):
-        bound = pl.col(f"max_{other}_ns") * limits.latency_factor
-        beyond = (
-            spans.join(joined.select(*by, f"max_{other}_ns"), on=by, how="left")
-            .group_by(by)
-            .agg((pl.col("span") > bound).sum().cast(pl.Int64).alias(f"beyond_{side}"))
-        )
-        joined = joined.join(beyond, on=by, how="left")
-    joined = joined.with_columns(pl.col("count_a", "count_b").fill_null(0)).sort(by)
-    return joined if keys else joined.drop("all").with_columns(vm=pl.lit(None), intid=pl.lit(None))
+def _spans(
+    lives: pl.DataFrame, begin: str, end: str, *, by_lpi: bool
+) -> dict[tuple[int | None, int | None], pl.Series]:
+    """How long a stage took, in order of length: of all (None, None), or by (VM, INTID)."""
+    span = (pl.col(end) - pl.col(begin)).drop_nulls().sort().alias("span")
+    if not by_lpi:
+        return {(None, None): lives.select(span)["span"]}
+    grouped = lives.drop_nulls(["vm", "intid"]).group_by("vm", "intid").agg(span)
+    return {
+        (vm, intid): spans
+        for (vm, intid), spans in zip(grouped.select("vm", "intid").rows(), grouped["span"], strict=True)
+    }
 
 
-def _measured(spans: pl.DataFrame, by: list[str], side: str) -> pl.DataFrame:
-    """Order statistics by key: percentiles that were observed, with ranks that enclose the true ones.
+def _measured(spans: pl.Series, others: pl.Series, side: str, limits: Limits) -> dict[str, int | None]:
+    """Order statistics: percentiles that were observed, with values that enclose the true ones.
 
     Of n values the rank of the q-quantile is binomial: n*q, with the standard error sqrt(n*q*(1-q)).
     """
-    ordered, n = pl.col("span").sort(), pl.len()
+    n = len(spans)
 
-    def at(rank: pl.Expr) -> pl.Expr:
-        within = (rank >= 0) & (rank < n)
-        return pl.when(within).then(ordered.get(rank.clip(0, n - 1).cast(pl.UInt32)))
+    def at(rank: float) -> int | None:
+        return int(spans[int(rank)]) if 0 <= rank < n else None
 
-    measures = [n.cast(pl.Int64).alias(f"count_{side}"), pl.col("span").max().alias(f"max_{side}_ns")]
+    row: dict[str, int | None] = {f"count_{side}": n, f"max_{side}_ns": at(n - 1), f"beyond_{side}": None}
+    if n and len(others):
+        row[f"beyond_{side}"] = n - spans.search_sorted(int(others[-1] * limits.latency_factor), side="right")
     for name, q in (("p50", 0.50), ("p99", 0.99)):
-        error = SURE * (n * (q * (1 - q))).sqrt()
-        measures += [
-            at((n * q).floor().clip(0, n - 1)).alias(f"{name}_{side}_ns"),
-            at((n * q - error).floor()).alias(f"{name}_low_{side}_ns"),
-            at((n * q + error).ceil()).alias(f"{name}_high_{side}_ns"),
-        ]
-    return spans.group_by(by).agg(measures)
+        error = SURE * sqrt(n * q * (1 - q))
+        row[f"{name}_{side}_ns"] = at(min(floor(n * q), n - 1))
+        row[f"{name}_low_{side}_ns"] = at(floor(n * q - error))
+        row[f"{name}_high_{side}_ns"] = at(ceil(n * q + error))
+    return row
 
 
 def _judged(row: dict[str, Any], limits: Limits, *, lossy: bool) -> dict[str, str | None]:
