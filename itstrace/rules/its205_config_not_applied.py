@@ -248,7 +248,7 @@ def _not_taken(case: Case, calls: pl.DataFrame) -> Iterator[Finding]:
         | (pl.col("_target") == pl.col("_of")).fill_null(value=False)
     )
     enable = (pl.col("value") & _ENABLE) != pl.col("enabled").cast(pl.UInt8)
-    priority = (pl.col("value") & _PRIORITY) != (pl.col("priority") & _PRIORITY)
+    priority = (pl.col("value") & _PRIORITY) != pl.col("priority")
     rows = rows.with_columns(_enable=enable, _priority=priority.fill_null(value=False))
     rows = _alone(case, rows.filter(pl.col("_enable") | pl.col("_priority")))
     for row in case.without_lost(rows, "time_ns", "end_ns").iter_rows(named=True):

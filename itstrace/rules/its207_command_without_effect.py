@@ -92,7 +92,7 @@ def command_without_effect(case: Case) -> Iterator[Finding]:
     A command which, by the tables as they were, KVM had to carry out, and for which what KVM does for such a command
     was not seen before its task went on: a device, event or collection allocated or freed, an LPI given to another
     vCPU, an MSI triggered, a configuration read, a latch cleared. Also one that did that to something else, one that
-    did it although it must fail, and a call of update_affinity after which the LPI still has its old target. A
+    did it twice or although it must fail, and a call of update_affinity after which the LPI still has its old target. A
     command that failed only because an earlier one did is not reported again.
 
     ## Why it matters
@@ -139,6 +139,9 @@ def _failed(case: Case, one: Judged) -> Finding:
     elif one.missing:
         mechanism = f"{one.opcode} {' and '.join(_UNDONE[what] for what in lacks)}"
         said = f"{' and '.join(_UNDONE[what] for what in lacks)}: that{unseen}"
+    elif all(row["twice"] for row in one.extra):
+        mechanism = f"{one.opcode} was carried out twice"
+        said = f"was carried out twice: there was another {_shown(one.extra)}"
     elif one.row["verdict"] == "fault":
         mechanism = f"{one.opcode} was carried out although it must fail"
         said = f"was carried out although it must fail: there was {_shown(one.extra)}"

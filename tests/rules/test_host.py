@@ -333,6 +333,28 @@ def test_what_a_command_did_besides_is_found(corpus: Path, kernel: str) -> None:
         assert _blaming(_again(analysis, shifted), row["seq"] - 1) == [("ITS207", mechanism)]
 
 
+@pytest.mark.parametrize(
+    ("opcode", "frame"), [("MAPTI", "allocations"), ("MOVI", "retargets"), ("MAPD", "allocations")]
+)
+def test_a_command_that_was_carried_out_twice_is_found(opcode: str, frame: str) -> None:
+    analysis = analysis_of(SAMPLES / SAMPLE["6.12"])
+    obs = analysis.observations
+    row = _commands(analysis, opcode)[0]
+    rows = getattr(obs, frame)
+    doubled = {frame: pl.concat([rows, rows.filter(_within(row)).head(1)]).sort("seq")}
+    found = _again(analysis, replace(obs, **doubled))
+
+    assert _blaming(found, row["seq"]) == [("ITS207", f"{opcode} was carried out twice")]
+
+
+def test_a_probe_that_is_recorded_twice_says_nothing() -> None:
+    analysis = analysis_of(SAMPLES / SAMPLE["6.12"])
+    obs = analysis.observations
+    doubled = pl.concat([obs.allocations, obs.allocations]).sort("seq")
+
+    assert not _again(analysis, replace(obs, allocations=doubled))
+
+
 def test_a_target_that_stays_after_update_affinity_is_found() -> None:
     """The LPI is seen with its old target though update_affinity was called for it."""
     faulty, clean = (analysis_of(SAMPLES / name) for name in ("6.1-stale-target.dat", "6.1-clean.dat"))
