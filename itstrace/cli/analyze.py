@@ -10,8 +10,10 @@ from itstrace.analysis import Analysis
 from itstrace.cli.options import Events, Profile, Seeds
 from itstrace.cli.output import Output, json_text
 from itstrace.cli.running import analyzed
+from itstrace.cli.web import save_page
 from itstrace.errors import ExitCode, UsageError
 from itstrace.findings import Severity, filter_findings
+from itstrace.report.html import Assets
 from itstrace.report.json import analysis_document
 from itstrace.report.terminal import report
 from itstrace.rules import RULES
@@ -29,6 +31,7 @@ def register(app: typer.Typer) -> None:
         \b
           itstrace analyze trace.dat
           itstrace analyze trace.dat --fail-on error --json result.json
+          itstrace analyze trace.dat --html report.html
           itstrace analyze trace.dat --select ITS3,ITS4 --ignore ITS405
           itstrace analyze trace.dat perf.data
           ssh host cat /sys/kernel/tracing/trace | itstrace analyze -
@@ -53,6 +56,19 @@ def _analyze(  # noqa: PLR0917  one option each; the order is the help's
             help="Write the whole analysis as JSON; - is standard output, instead of the report.",
         ),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the report as one page for a browser, which opens offline.", show_default=False
+        ),
+    ] = None,
+    assets: Annotated[
+        Assets,
+        typer.Option(
+            help="Where --html puts style, scripts and plotly.js: in the page, in a folder beside it, or plotly.js "
+            "on its CDN."
+        ),
+    ] = Assets.INLINE,
     fail_on: Annotated[
         Severity | None,
         typer.Option(
@@ -82,8 +98,12 @@ def _analyze(  # noqa: PLR0917  one option each; the order is the help's
     chosen, ignored = _codes("--select", select), _codes("--ignore", ignore)
     if json not in (None, _STDOUT) and any(_same_file(Path(json), capture) for capture in captures):
         raise UsageError(f"--json {json} would overwrite the capture", advice="name another file")
+    if html is not None and any(_same_file(html, capture) for capture in captures):
+        raise UsageError(f"--html {html} would overwrite the capture", advice="name another file")
     analysis = analyzed(*captures, profile=kernel, seeds=seed or (), events=events)
     analysis.findings = filter_findings(analysis.findings, select=chosen, ignore=ignored)
+    if html is not None:
+        save_page(html, analysis, captures, assets)
     out = Output()
     if json == _STDOUT:
         out.json(analysis_document(analysis))

@@ -76,6 +76,12 @@ def tally(found: Sequence[Finding]) -> str:
 
 def verdict(sheet: Sheet, analysis: Analysis, naming: Naming, rules: int) -> Iterator[Text]:
     """What is wrong, a sentence for each kind, or that nothing is; and how sure that is."""
+    for text, style in sentences(analysis, naming, rules):
+        yield from sheet.wrap(Text(plain(text), style))
+
+
+def sentences(analysis: Analysis, naming: Naming, rules: int) -> Iterator[tuple[str, str]]:
+    """The verdict, sentence by sentence, each with the style that it is set in."""
     real = [finding for finding in analysis.findings if finding.kind is not Kind.EVIDENCE]
     worst = min(
         (finding.severity for finding in real), key=lambda severity: severity.rank, default=Severity.NOTE
@@ -84,13 +90,11 @@ def verdict(sheet: Sheet, analysis: Analysis, naming: Naming, rules: int) -> Ite
     for kind, words in _WRONG.items():
         mine = [finding for finding in wrong if finding.kind is kind]
         if mine:
-            yield from sheet.wrap(
-                Text(plain(f"{_claim(words, analysis, naming)}: {_headline(mine, naming)}."), STYLES[worst])
-            )
+            yield f"{_claim(words, analysis, naming)}: {_headline(mine, naming)}.", STYLES[worst]
     if not wrong:
-        yield Text("Nothing wrong was found.", "bold" if analysis.skipped else "bold green")
-        yield from sheet.wrap(_went_through(analysis))
-    yield from sheet.wrap(_sureness(analysis, wrong, rules))
+        yield "Nothing wrong was found.", "bold" if analysis.skipped else "bold green"
+        yield _went_through(analysis), ""
+    yield _sureness(analysis, wrong, rules), ""
 
 
 def _claim(words: str, analysis: Analysis, naming: Naming) -> str:
@@ -166,6 +170,11 @@ def _sureness(analysis: Analysis, wrong: Sequence[Finding], rules: int) -> str:
 
 def captured(sheet: Sheet, analysis: Analysis) -> Iterator[Text]:
     """The file, the host, the span, the guests and their traffic."""
+    yield from facts(sheet, capture_facts(analysis))
+
+
+def capture_facts(analysis: Analysis) -> list[tuple[str, Cell]]:
+    """What was captured, by label; empty where there is nothing to say."""
     observations, counts = analysis.observations, analysis.counts
     types = counts["event"].n_unique()
     records = int(counts["records"].sum())
@@ -173,7 +182,7 @@ def captured(sheet: Sheet, analysis: Analysis) -> Iterator[Text]:
     recorded = f"{plural(records, 'event')} of {plural(types, 'type')}"
     if analysis.info.model is None:
         recorded += f" on {plural(analysis.info.cpus, 'CPU')}"
-    rows: list[tuple[str, Cell]] = [
+    return [
         *about_file(analysis.info, modelled=listed(profiles)),
         ("time", span(analysis.start_ns, analysis.end_ns, analysis.info.clock)),
         ("recorded", f"{recorded}, {lost(analysis.gaps, told=analysis.info.tells_losses)}"),
@@ -183,7 +192,6 @@ def captured(sheet: Sheet, analysis: Analysis) -> Iterator[Text]:
         ("MSIs", _msis(analysis)),
         ("markers", _markers(observations.markers)),
     ]
-    yield from facts(sheet, rows)
 
 
 def about_file(info: CaptureInfo, *, modelled: str = "") -> list[tuple[str, Cell]]:

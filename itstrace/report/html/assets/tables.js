@@ -1,0 +1,1 @@
+async function viewTables(main) { main.append(heading('Tables')); }

@@ -1,0 +1,1 @@
+async function viewTimeline(main) { main.append(heading('Timeline')); }
