@@ -280,6 +280,7 @@ def _frames(
     frames["markers"] = analysis.observations.markers.select("seq", "time_ns", "text")
     frames["gaps"] = analysis.gaps
     frames["latencies"] = levels.latencies(analysis.lives.lives)
+    frames["device_latencies"] = _device_latencies(analysis.lives.lives)
     for number, bins in enumerate(levels.BINS):
         frames[f"bins{number}"], frames[f"vcpu_bins{number}"] = levels.binned(analysis, bins)
     return frames, kept, single
@@ -411,6 +412,14 @@ def _lpis(analysis: Analysis) -> pl.DataFrame:
     for other in (last, tables.lpis, moves, found, _shares(lives)):
         frame = frame.join(other, on=keys, how="left", maintain_order="left")
     return frame.with_columns(pl.col("moves", "findings").fill_null(0))
+
+
+def _device_latencies(lives: pl.DataFrame) -> pl.DataFrame:
+    """How long delivered MSIs of each device took. Shape: vm, device_id, count, p50, p99, max, the slowest first."""
+    known = lives.drop_nulls(["vm", "device_id"])
+    rows = [(*key, one.count, one.p50, one.p99, one.max) for key, one in figures.slowest(known, ("vm", "device_id"))]
+    names = ("vm", "device_id", "count", "p50", "p99", "max")
+    return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.Int64), orient="row")
 
 
 def _shares(lives: pl.DataFrame) -> pl.DataFrame:

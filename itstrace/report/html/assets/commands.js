@@ -10,8 +10,8 @@ async function viewCommands(main) {
     { title: "task", kind: "mono", cell: (i) => C.task[i], value: (i) => C.task[i] },
     ...(several ? [{ title: "vm/its", right: true, kind: "mono", cell: (i) => `${C.vm[i]}/${C.its[i]}`, value: (i) => C.vm[i] * 1000 + C.its[i] }] : []),
     { title: "slot", right: true, kind: "mono", cell: (i) => hexa(C.slot[i]), value: (i) => C.slot[i] },
-    { title: "command", kind: "mono", cell: (i) => commandLink(C.seq[i], C.text[i] ?? "?"), value: (i) => C.text[i] },
-    { title: "verdict", wide: true, cell: verdictBadge, value: (i) => C.verdict[i] },
+    { title: "command", kind: "mono", wide: true, cell: (i) => commandLink(C.seq[i], C.text[i] ?? "?"), value: (i) => C.text[i] },
+    { title: "verdict", kind: "verdictcell", cell: verdictBadge, value: (i) => C.verdict[i] },
   ];
   const grid = new Grid({ label: "ITS commands", columns, rows: C.rows, fit: 22, open: (i) => change({ command: C.seq[i] }, { replace: true }), mark: (i) => (String(C.seq[i]) === chosen ? "chosen" : ""), empty: C.rows ? "no command fits" : "no ITS commands were seen" });
   const bar = filters([

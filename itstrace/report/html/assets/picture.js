@@ -5,11 +5,12 @@
 const LANE = 46;
 const LEFT = 86;
 const MOST_BARS = 3000;
+const FLAG = 18;
 
 function picture({ vm, intid, from, to, width, numbered = [], compact = false, title }) {
   const machine = REPORT.vms.find((each) => each.vm === vm);
   const vcpus = machine ? machine.vcpus.slice(0, 16) : [];
-  const lane = compact ? 38 : LANE, top = numbered.length ? 44 : 10, axis = 30;
+  const lane = compact ? 38 : LANE, top = numbered.length ? 30 : 10, axis = 30;
   const height = top + lane * (vcpus.length + 1) + axis;
   const x = (time) => LEFT + ((time - from) / (to - from)) * (width - LEFT - 10);
   const clip = (a, b) => [Math.max(x(Math.max(a, from)), LEFT), Math.min(x(Math.min(b, to)), width - 10)];
@@ -97,16 +98,24 @@ function picture({ vm, intid, from, to, width, numbered = [], compact = false, t
     layers.marks.push(svg("text", { x: at + 3, y: top + lane - 20, class: "opcode" }, opcode));
     free = at + opcode.length * 6.6 + 10;
   }
-  // Numbered records: flags that do not lie on one another.
-  let before = -Infinity, row = 0;
-  for (const { at: time, label: text, words, severity } of numbered) {
-    if (time < from || time > to) continue;
-    const at = x(time);
-    row = at - before < 17 ? (row + 1) % 2 : 0;
-    before = at;
-    const y = 11 + row * 17;
-    layers.lines.push(svg("line", { x1: at, x2: at, y1: y + 7, y2: height - axis, class: `flagline ${severity ?? ""}` }));
-    layers.lines.push(svg("g", { class: "flag" }, tell(words), svg("circle", { cx: at, cy: y, r: 8 }), svg("text", { x: at, y: y + 3.8, "text-anchor": "middle" }, text)));
+  // Numbered records: flags side by side, each with a line to its place.
+  const marks = numbered.filter((each) => each.at >= from && each.at <= to).map((each) => ({ ...each, x: x(each.at) })).sort((a, b) => a.x - b.x);
+  let group = [];
+  const settle = () => {
+    const middle = group.reduce((sum, each) => sum + each.x, 0) / group.length, begin = middle - ((group.length - 1) * FLAG) / 2;
+    group.forEach((each, at) => { each.flag = Math.min(Math.max(begin + at * FLAG, LEFT), width - 14 - (group.length - 1 - at) * FLAG); });
+  };
+  const done = [];
+  for (const each of marks) {
+    const right = group.length ? group.at(-1).flag : -Infinity;
+    if (each.x - right >= FLAG) { done.push(...group); group = []; }
+    group.push(each);
+    settle();
+  }
+  done.push(...group);
+  for (const { x: at, flag, label: text, words } of done) {
+    layers.lines.push(svg("path", { d: `M${flag} 19L${at} ${top}V${height - axis}`, class: "flagline" }));
+    layers.lines.push(svg("g", { class: "flag" }, tell(words), svg("circle", { cx: flag, cy: 11, r: 8 }), svg("text", { x: flag, y: 14.8, "text-anchor": "middle" }, text)));
   }
   // The axis: round steps from the beginning of the stretch.
   const step = niceStep((to - from) / Math.max(Math.floor((width - LEFT) / 130), 2));
@@ -119,7 +128,7 @@ function picture({ vm, intid, from, to, width, numbered = [], compact = false, t
   }
   const words = title ?? `LPI ${intid} over the vCPUs from ${seconds(from)} to ${seconds(to)}`;
   return svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": words, class: "path" },
-    layers.back, layers.runs, layers.lines.filter((node) => node.tagName === "line"), layers.queued, layers.held, layers.marks, layers.lines.filter((node) => node.tagName !== "line"),
+    layers.back, layers.runs, layers.lines.filter((node) => node.tagName === "path"), layers.queued, layers.held, layers.marks, layers.lines.filter((node) => node.tagName !== "path"),
     svg("line", { x1: LEFT, x2: width - 10, y1: height - axis, y2: height - axis, class: "axis" }), ticks);
 }
 
