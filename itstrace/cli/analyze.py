@@ -59,7 +59,9 @@ def _analyze(  # noqa: PLR0917  one option each; the order is the help's
     html: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write the report as one page for a browser, which opens offline.", show_default=False
+            metavar="FILE",
+            help="Write the report as one page for a browser, which opens offline.",
+            show_default=False,
         ),
     ] = None,
     assets: Annotated[

@@ -19,9 +19,7 @@ def save_page(path: Path, analysis: Analysis, captures: Sequence[Path], assets: 
     with working(f"writing {path.name}"):
         with open_captures(captures) as opened:
             comms = opened.comms
-        made = page(
-            analysis, pages=_page, rules=len(RULES), comms=comms, assets=assets, stem=path.stem
-        )
+        made = page(analysis, pages=_page, rules=len(RULES), comms=comms, assets=assets, stem=path.stem)
         try:
             path.write_text(made.html, encoding="utf-8", newline="\n")
             for name, data in made.beside.items():

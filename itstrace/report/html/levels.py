@@ -122,8 +122,12 @@ def _vcpu_bins(analysis: Analysis, bins: int, width: float) -> pl.DataFrame:
                 }
             )
         )
-    schema = {name: pl.Int64 for name in ("bin", "vm", "vcpu", "running", "held")}
-    return pl.concat(parts).filter((pl.col("running") > 0) | (pl.col("held") > 0)) if parts else pl.DataFrame(schema=schema)
+    schema = dict.fromkeys(("bin", "vm", "vcpu", "running", "held"), pl.Int64)
+    return (
+        pl.concat(parts).filter((pl.col("running") > 0) | (pl.col("held") > 0))
+        if parts
+        else pl.DataFrame(schema=schema)
+    )
 
 
 def _covered(

@@ -16,6 +16,7 @@ from itstrace._version import __version__
 from itstrace.findings import Kind, Severity
 from itstrace.gic.commands import FIELDS, LABELS
 from itstrace.observe.catalogue import OBSERVATIONS
+from itstrace.observe.joins import before
 from itstrace.report import figures
 from itstrace.report.commands import command_rows
 from itstrace.report.events import task
@@ -97,7 +98,8 @@ def model(
         "commands": {
             "fields": {
                 opcode.name: {
-                    name: [each.dw, each.high, each.low, each.shift, each.bias] for name, each in layout.items()
+                    name: [each.dw, each.high, each.low, each.shift, each.bias]
+                    for name, each in layout.items()
                 }
                 for opcode, layout in FIELDS.items()
             },
@@ -182,8 +184,15 @@ def _worst(findings: Sequence[Finding]) -> Document | None:
     told = _SENTENCE.split(worst.message)
     second = next((text for text in (worst.guest_saw, *told[1:], worst.worst) if text), "")
     if second is worst.guest_saw and second:
-        second = f"The guest saw: {second[0].lower()}{second[1:]}" if second[1:2].islower() else f"The guest saw: {second}"
-    return {"id": worst.id, "told": [text if text.endswith(".") else f"{text}." for text in (told[0], second) if text]}
+        second = (
+            f"The guest saw: {second[0].lower()}{second[1:]}"
+            if second[1:2].islower()
+            else f"The guest saw: {second}"
+        )
+    return {
+        "id": worst.id,
+        "told": [text if text.endswith(".") else f"{text}." for text in (told[0], second) if text],
+    }
 
 
 def _finding(analysis: Analysis, finding: Finding, naming: Naming, caps: Caps) -> Document:
@@ -266,8 +275,9 @@ def _frames(
         frames[name] = single.having(frame, begin, end)
         kept[name] = [frames[name].height, frame.height]
     history = analysis.history
-    for name in ("devices", "collections", "mappings", "targets", "configurations"):
-        frame = getattr(history, name)
+    tables = {name: getattr(history, name) for name in ("devices", "collections", "mappings", "targets")}
+    tables["configurations"] = _configurations(analysis)
+    for name, frame in tables.items():
         few = frame if frame.height <= caps.intervals else single.having(frame, "from_ns", "to_ns")
         frames[name] = few.head(caps.intervals)
         kept[name] = [frames[name].height, frame.height]
@@ -275,7 +285,11 @@ def _frames(
     frames["commands"] = _some_commands(analysis, commands, frames, single, caps.commands)
     kept["commands"] = [frames["commands"].height, commands.height]
     lpis = _lpis(analysis)
-    frames["lpis"] = lpis.sort("findings", "injections", descending=True, nulls_last=True).head(caps.lpis).sort("vm", "intid")
+    frames["lpis"] = (
+        lpis.sort("findings", "injections", descending=True, nulls_last=True)
+        .head(caps.lpis)
+        .sort("vm", "intid")
+    )
     kept["lpis"] = [frames["lpis"].height, lpis.height]
     frames["markers"] = analysis.observations.markers.select("seq", "time_ns", "text")
     frames["gaps"] = analysis.gaps
@@ -309,7 +323,10 @@ def _events(analysis: Analysis) -> Iterator[tuple[str, tuple[pl.DataFrame, str, 
     yield "retargets", (obs.retargets.select(*when_, "intid", "vcpu"), "time_ns", None)
     yield "configs", (obs.configs.select(*when_, "intid", "enabled", "priority", "result"), "time_ns", None)
     yield "vm_events", (obs.vm_events.select(*when_, "what", "vcpu", "its", "intid"), "time_ns", None)
-    yield "pending_bits", (history.pending_bits.select("seq", "time_ns", "vm", "intid", "latched"), "time_ns", None)
+    yield (
+        "pending_bits",
+        (history.pending_bits.select("seq", "time_ns", "vm", "intid", "latched"), "time_ns", None),
+    )
     latches = lives.latches.select("seq", "time_ns", "vm", "intid", "vcpu", "latched")
     changed = pl.col("latched") != pl.col("latched").shift(1).over("vm", "intid")
     yield "latches", (latches.filter(changed.fill_null(value=True)), "time_ns", None)
@@ -334,6 +351,16 @@ def _stretches(analysis: Analysis, budget: int) -> levels.Stretches:
     return levels.stretches(times, moments, (start, analysis.end_ns or start), budget)
 
 
+def _configurations(analysis: Analysis) -> pl.DataFrame:
+    """CONFIGURATIONS with `under`: the command that KVM was handling when it read one."""
+    obs = analysis.observations
+    spans = obs.commands.select("pid", "seq", "end_seq")
+    reads = before(obs.configs.select("pid", "seq"), spans, _command="seq", _end="end_seq")
+    reads = reads.filter(pl.col("_end").is_null() | (pl.col("_end") >= pl.col("seq")))
+    under = reads.select(from_seq="seq", under="_command").unique("from_seq")
+    return analysis.history.configurations.join(under, on="from_seq", how="left", maintain_order="left")
+
+
 def _commands(analysis: Analysis, comms: Mapping[int, str]) -> pl.DataFrame:
     rows = command_rows(analysis).select(
         "seq", "time_ns", "cpu", "pid", "vm", "its", "slot", "dw0", "dw1", "dw2", "dw3", "lost_before",
@@ -341,11 +368,17 @@ def _commands(analysis: Analysis, comms: Mapping[int, str]) -> pl.DataFrame:
     )  # fmt: skip
     pids = rows["pid"].unique()
     tasks = pl.Series([task(comms, pid) for pid in pids], dtype=pl.String)
-    return rows.with_columns(task=pl.col("pid").replace_strict(pids, tasks, return_dtype=pl.String)).drop("pid")
+    return rows.with_columns(task=pl.col("pid").replace_strict(pids, tasks, return_dtype=pl.String)).drop(
+        "pid"
+    )
 
 
 def _some_commands(
-    analysis: Analysis, rows: pl.DataFrame, frames: Mapping[str, pl.DataFrame], single: levels.Stretches, cap: int
+    analysis: Analysis,
+    rows: pl.DataFrame,
+    frames: Mapping[str, pl.DataFrame],
+    single: levels.Stretches,
+    cap: int,
 ) -> pl.DataFrame:
     """All commands, or those that something on the page speaks of, then the first of the rest."""
     if rows.height <= cap:
@@ -354,9 +387,9 @@ def _some_commands(
     near = single.having(rows, "time_ns")["seq"]
     first = pl.col("seq").is_in(sorted(named)) | pl.col("seq").is_in(near.implode())
     table = frames["mappings"].select("set_by").drop_nulls()["set_by"].unique()
-    ranked = rows.with_columns(
-        _rank=pl.when(first).then(0).when(pl.col("verdict") != "ok").then(1).when(pl.col("seq").is_in(table.implode())).then(2).otherwise(3)
-    )
+    set_tables = pl.col("seq").is_in(table.implode())
+    rank = pl.when(first).then(0).when(pl.col("verdict") != "ok").then(1).when(set_tables).then(2).otherwise(3)
+    ranked = rows.with_columns(_rank=rank)
     return ranked.sort("_rank", "seq").head(cap).drop("_rank").sort("seq")
 
 
@@ -417,7 +450,10 @@ def _lpis(analysis: Analysis) -> pl.DataFrame:
 def _device_latencies(lives: pl.DataFrame) -> pl.DataFrame:
     """How long delivered MSIs of each device took. Shape: vm, device_id, count, p50, p99, max, the slowest first."""
     known = lives.drop_nulls(["vm", "device_id"])
-    rows = [(*key, one.count, one.p50, one.p99, one.max) for key, one in figures.slowest(known, ("vm", "device_id"))]
+    rows = [
+        (*key, one.count, one.p50, one.p99, one.max)
+        for key, one in figures.slowest(known, ("vm", "device_id"))
+    ]
     names = ("vm", "device_id", "count", "p50", "p99", "max")
     return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.Int64), orient="row")
 

@@ -88,7 +88,7 @@ def _smallest(array: npt.NDArray[Any], *, word: bool) -> tuple[npt.NDArray[Any],
     for kind in _INTEGERS:
         if np.iinfo(kind).min <= least and most <= np.iinfo(kind).max:
             return array.astype(kind), f"{np.dtype(kind).kind}{np.dtype(kind).itemsize * 8}", ()
-    assert -EXACT <= least
+    assert least >= -EXACT
     assert most <= EXACT
     steps = np.diff(array.astype(np.int64), prepend=np.int64(array[0]))
     if np.iinfo(np.int32).min <= int(steps.min()) and int(steps.max()) <= np.iinfo(np.int32).max:

@@ -90,6 +90,7 @@ def page(
         blocks.append(f'<script type="application/json" id="frame-{name}-header">{header}</script>')
         blocks.append(f'<script type="text/plain" id="frame-{name}">{packed.base64}</script>')
     style, script, plotly = asset("style.css"), _script(), plotly_js()
+    known = f' data-styles="{" ".join(_own_styles(plotly))}"'
     beside: dict[str, bytes] = {}
     if assets is Assets.DIRECTORY:
         folder = f"{stem}.files"
@@ -101,17 +102,20 @@ def page(
         where = _attribute(folder)
         styled = f'<link rel="stylesheet" href="{where}/style.css">'
         scripted = f'<script src="{where}/report.js"></script>'
-        plotted = f'<script type="text/plain" id="plotly" data-src="{where}/{_PLOTLY}"></script>'
+        plotted = f'<script type="text/plain" id="plotly"{known} data-src="{where}/{_PLOTLY}"></script>'
         policy = _policy("'self' file:", "'self' file:")
     else:
         styled, scripted = f"<style>{style}</style>", f"<script>{script}</script>"
         if assets is Assets.INLINE:
-            plotted = f'<script type="text/plain" id="plotly">{plotly}</script>'
+            plotted = f'<script type="text/plain" id="plotly"{known}>{plotly}</script>'
             policy = _policy(f"{_hash(script)} {_hash(plotly)}", _hash(style))
         else:
             source = _CDN.format(version=plotly_version(plotly))
             integrity = _hash(plotly).strip("'")
-            plotted = f'<script type="text/plain" id="plotly" data-src="{source}" data-integrity="{integrity}"></script>'
+            plotted = (
+                f'<script type="text/plain" id="plotly"{known} data-src="{source}" '
+                f'data-integrity="{integrity}"></script>'
+            )
             policy = _policy(f"{_hash(script)} {source}", _hash(style))
     parts = {"POLICY": policy, "STYLE": styled, "DATA": "\n".join([*blocks, plotted]), "SCRIPT": scripted}
     html = re.sub(r"<!--\{(\w+)\}-->", lambda found: parts[found[1]], asset("page.html"))
@@ -140,7 +144,9 @@ def plotly_js() -> str:
             text = path.read_text(encoding="utf-8")
             assert "</script" not in text.lower()
             return text
-    raise UsageError("plotly.js is not there: the plotly package is not installed", advice="pip install plotly")
+    raise UsageError(
+        "plotly.js is not there: the plotly package is not installed", advice="pip install plotly"
+    )
 
 
 def plotly_version(script: str) -> str:
@@ -148,6 +154,14 @@ def plotly_version(script: str) -> str:
     found = re.search(r"plotly\.js v([\d.]+)", script[:200])
     assert found is not None
     return found[1]
+
+
+def _own_styles(script: str) -> list[str]:
+    """Ids of style sheets that plotly.js adds as it starts, if no element has them: those of maps, which no page shows.
+
+    The policy forbids them; the page makes an empty element for each, so that they are not tried.
+    """
+    return sorted(set(re.findall(r'getElementById\("([0-9a-f]{64})"\)', script)))
 
 
 #: The hash of nothing: plotly.js makes an empty style element and adds its rules by script.

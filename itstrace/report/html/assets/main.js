@@ -74,6 +74,9 @@ async function printable() {
 }
 addEventListener("beforeprint", () => { printable(); });
 
+// For whoever opens the console: the data of the page, and the functions that read it.
+globalThis.itstrace = Object.freeze({ report: REPORT, frames, story, seconds, duration, parseTime, fieldsOf });
+
 addEventListener("hashchange", show);
 theme();
 show().then(() => requestAnimationFrame(() => setTimeout(() => frames().then(() => { if (REPORT.findings.length <= PRINTED) document.documentElement.dataset.frames = "there"; }))));

@@ -55,6 +55,10 @@ async function viewTables(main) {
   const setBy = (T, k, by = "set_by") => {
     if (T.assumed[k] === 1 && by === "set_by") return el("span", { class: "dim" }, "seen in use");
     if (by === "set_by" && !isKnown(T.from_seq[k])) return el("span", { class: "dim" }, "before the capture");
+    if (by === "set_by" && T.under && isKnown(T.under[k])) {
+      const i = F.commandBySeq.get(T.under[k]);
+      if (i !== undefined) return el("a", { class: "mono", href: href({ command: T.under[k] }), title: `read while KVM handled ${F.commands.text[i]}` }, F.commands.opcode[i] ?? "?");
+    }
     if (!isKnown(T[by][k])) return el("span", { class: "dim" }, "no command");
     const i = F.commandBySeq.get(T[by][k]);
     return i === undefined ? el("span", { class: "dim" }, "a command that is not kept") : el("a", { class: "mono", href: href({ command: T[by][k] }), title: F.commands.text[i] }, F.commands.opcode[i] ?? "?");
@@ -84,7 +88,7 @@ async function viewTables(main) {
     return { T, rows, count: now.length };
   };
   const MARKS = { new: "+ new", changed: "~ changed", gone: "\u2212 gone" };
-  const markColumn = (rows) => ({ title: "", cell: (n) => (rows[n].mark ? el("span", { class: `change ${rows[n].mark}` }, MARKS[rows[n].mark]) : "") });
+  const markColumn = (rows) => ({ title: "", wide: true, cell: (n) => (rows[n].mark ? el("span", { class: `change ${rows[n].mark}` }, MARKS[rows[n].mark]) : "") });
   const box = (title, { T, rows, count }, columns, fit) => {
     const grid = new Grid({ label: title, rows: rows.length, fit: Math.min(Math.max(rows.length, 1), fit), mark: (n) => (rows[n].mark ? `row-${rows[n].mark}` : ""), empty: "none",
       columns: [...columns.map((column) => ({ ...column, cell: (n) => column.cell(rows[n].k, T), value: column.value && ((n) => column.value(rows[n].k, T)) })),

@@ -6,6 +6,7 @@ let plotting = null;
 function plotly() {
   plotting ??= new Promise((resolve, reject) => {
     const held = document.getElementById("plotly"), script = document.createElement("script");
+    for (const id of (held.dataset.styles ?? "").split(" ").filter(Boolean)) document.head.append(el("meta", { id }));
     if (held.dataset.src) {
       script.src = held.dataset.src;
       if (held.dataset.integrity) { script.integrity = held.dataset.integrity; script.crossOrigin = "anonymous"; }
@@ -74,6 +75,13 @@ async function viewTimeline(main) {
     return rows;
   };
 
+  const pixels = (a, b) => ((Math.min(isKnown(b) ? b : SPAN, until) - Math.max(a, from)) / (until - from)) * ((plot.clientWidth || 1000) - 92);
+  // Rows whose words do not run into those of the one before; null for the others.
+  const apart = (rows, time, room) => {
+    let before = -Infinity;
+    return rows.map((i) => { const at = pixels(from, time(i)); if (at - before < room) return null; before = at; return i; });
+  };
+
   function traces() {
     const mine = only === null ? null : (T) => (i) => T.intid[i] === only;
     const found = [];
@@ -81,14 +89,14 @@ async function viewTimeline(main) {
     const single = rows !== null && Object.values(rows).reduce((sum, each) => sum + each.length, 0) <= SINGLE_MOST;
     if (single) {
       const M = F.msis, C = F.commands, L = F.fills, U = F.runs;
-      found.push({ type: "scatter", mode: "markers", x: rows.msis.map((i) => x(M.time_ns[i])), y: rows.msis.map((i) => (M.result[i] === 0 ? 1 : 0)), yaxis: "y", hoverinfo: "text", marker: { size: 8, symbol: rows.msis.map((i) => (M.result[i] === 0 ? "circle" : "circle-open")), color: rows.msis.map((i) => (isKnown(M.intid[i]) ? lpiColour(M.intid[i]) : colour("error"))), line: { width: 1.5 } },
+      found.push({ type: "scatter", mode: "markers", x: rows.msis.map((i) => x(M.time_ns[i])), y: rows.msis.map((i) => (M.result[i] === 0 ? 1 : 0)), yaxis: "y", hoverinfo: "text", marker: { size: 8, symbol: rows.msis.map((i) => (M.result[i] === 0 ? "circle" : "circle-open")), color: rows.msis.map((i) => (isKnown(M.intid[i]) ? lpiColour(M.intid[i]) : colour("error"))), line: { width: 1.5, color: rows.msis.map((i) => (isKnown(M.intid[i]) ? lpiColour(M.intid[i]) : colour("error"))) } },
         text: rows.msis.map((i) => `MSI device ${hexa(M.device_id[i])} event ${known(M.event_id[i])}: LPI ${known(M.intid[i])}<br>${seconds(M.time_ns[i])}<br>${M.outcome[i] ?? ""}${isKnown(M.filled_ns[i]) ? `, in a list register after ${duration(M.filled_ns[i] - M.time_ns[i])}` : ""}`), customdata: rows.msis.map((i) => ({ kind: "msi", i })) });
-      found.push({ type: "scatter", mode: rows.commands.length <= 40 ? "markers+text" : "markers", x: rows.commands.map((i) => x(C.time_ns[i])), y: rows.commands.map(() => 0.5), yaxis: "y2", hoverinfo: "text", textposition: "top center", textfont: { size: 10, color: colour("dim") }, marker: { size: 10, symbol: rows.commands.map((i) => (C.verdict[i] === "ok" ? "line-ns" : "x-thin")), line: { width: 2, color: rows.commands.map((i) => colour(C.verdict[i] === "ok" ? "cmd" : "error")) } },
-        text: rows.commands.map((i) => C.opcode[i] ?? "?"), hovertext: rows.commands.map((i) => `${C.text[i] ?? "?"}${verdictWords(i)}<br>${seconds(C.time_ns[i])}`), customdata: rows.commands.map((i) => ({ kind: "command", i })) });
+      found.push({ type: "scatter", mode: "markers+text", x: rows.commands.map((i) => x(C.time_ns[i])), y: rows.commands.map(() => 0.35), yaxis: "y2", hoverinfo: "text", textposition: "top center", textfont: { size: 10, color: colour("dim") }, marker: { size: 10, symbol: rows.commands.map((i) => (C.verdict[i] === "ok" ? "line-ns" : "x-thin")), line: { width: 2, color: rows.commands.map((i) => colour(C.verdict[i] === "ok" ? "cmd" : "error")) } },
+        text: apart(rows.commands, (i) => C.time_ns[i], 44).map((i) => (i === null ? "" : C.opcode[i] ?? "?")), hovertext: rows.commands.map((i) => `${C.text[i] ?? "?"}${verdictWords(i)}<br>${seconds(C.time_ns[i])}`), customdata: rows.commands.map((i) => ({ kind: "command", i })) });
       const bars = (T, list, begin, end, width, more) => ({ type: "bar", orientation: "h", yaxis: "y3", base: list.map((i) => x(Math.max(T[begin][i], from))), x: list.map((i) => x(Math.max(Math.min(isKnown(T[end][i]) ? T[end][i] : SPAN, until) - Math.max(T[begin][i], from), (until - from) / 1500))), y: list.map((i) => laneAt.get(`${T.vm[i]}:${T.vcpu[i]}`)), width, hoverinfo: "text", ...more });
       const ran = rows.runs.filter((i) => laneAt.has(`${U.vm[i]}:${U.vcpu[i]}`)), held = rows.fills.filter((i) => laneAt.has(`${L.vm[i]}:${L.vcpu[i]}`));
       found.push(bars(U, ran, "enter_ns", "exit_ns", 0.78, { marker: { color: colour("run") }, hovertext: ran.map((i) => `vCPU ${U.vcpu[i]} in the guest<br>${seconds(U.enter_ns[i])} to ${seconds(U.exit_ns[i])} (${duration(U.exit_ns[i] - U.enter_ns[i])})`), customdata: ran.map((i) => ({ kind: "run", i })) }));
-      found.push(bars(L, held, "time_ns", "end_ns", 0.44, { marker: { color: held.map((i) => lpiColour(L.intid[i])), line: { width: 0.5, color: colour("card") } }, text: held.length <= 400 ? held.map((i) => String(L.intid[i])) : undefined, textposition: "inside", insidetextanchor: "start", constraintext: "inside", textfont: { size: 11, color: colour("flagtext") },
+      found.push(bars(L, held, "time_ns", "end_ns", 0.44, { marker: { color: held.map((i) => lpiColour(L.intid[i])), line: { width: 0.5, color: colour("card") } }, text: held.map((i) => (pixels(L.time_ns[i], L.end_ns[i]) > 36 ? String(L.intid[i]) : "")), textposition: "inside", insidetextanchor: "start", textangle: 0, textfont: { size: 11, color: colour("flagtext") },
         hovertext: held.map((i) => `LPI ${L.intid[i]} in list register ${known(L.lr[i])} of vCPU ${L.vcpu[i]}<br>${seconds(L.time_ns[i])}${isKnown(L.end_ns[i]) ? ` to ${seconds(L.end_ns[i])} (${duration(L.end_ns[i] - L.time_ns[i])})<br>${FOUND[L.state[i]] ?? "not read back"}` : ", to the end"}`), customdata: held.map((i) => ({ kind: "fill", i })) }));
       level.textContent = `single events: ${plural(rows.msis.length, "MSI")}, ${plural(rows.commands.length, "command")}, ${plural(rows.fills.length, "list register fill")}`;
     } else {
@@ -101,7 +109,7 @@ async function viewTimeline(main) {
       const where = b.map((i) => ({ kind: "bin", from: B.bin[i] * width, to: (B.bin[i] + 1) * width }));
       found.push({ type: "bar", x: b.map(centre(B)), y: b.map((i) => rate(B.msis[i])), width: b.map(() => x(width)), yaxis: "y", marker: { color: colour("held") }, hoverinfo: "text", hovertext: b.map((i) => `${plural(B.msis[i], "MSI")}, ${number(B.refused[i])} refused<br>${span(i)}`), customdata: where });
       found.push({ type: "bar", x: b.map(centre(B)), y: b.map((i) => B.commands[i]), width: b.map(() => x(width)), yaxis: "y2", marker: { color: b.map((i) => colour(B.faults[i] ? "error" : "cmd")) }, hoverinfo: "text", hovertext: b.map((i) => `${plural(B.commands[i], "command")}, ${number(B.faults[i])} faulted<br>${span(i)}`), customdata: where });
-      const lane = (name, scale, most, paint) => ({ type: "bar", x: v.map(centre(V)), base: v.map((i) => laneAt.get(`${V.vm[i]}:${V.vcpu[i]}`) - 0.39), y: v.map((i) => Math.min(V[name][i] / scale, most) * 0.78), width: v.map(() => x(width)), yaxis: "y3", marker: { color: paint }, hoverinfo: "text", hovertext: v.map((i) => `vCPU ${V.vcpu[i]}: ${fixed(V.running[i] / 10, 1)} % in the guest, ${fixed(V.held[i] / 1000, 2)} list registers in use<br>${seconds(V.bin[i] * width, 6)} to ${seconds((V.bin[i] + 1) * width, 6)}`), customdata: v.map((i) => ({ kind: "bin", from: V.bin[i] * width, to: (V.bin[i] + 1) * width })) });
+      const lane = (name, scale, most, paint) => ({ type: "bar", x: v.map(centre(V)), base: v.map((i) => laneAt.get(`${V.vm[i]}:${V.vcpu[i]}`) + 0.39), y: v.map((i) => -Math.min(V[name][i] / scale, most) * 0.78), width: v.map(() => x(width)), yaxis: "y3", marker: { color: paint }, hoverinfo: "text", hovertext: v.map((i) => `vCPU ${V.vcpu[i]}: ${fixed(V.running[i] / 10, 1)} % in the guest, ${fixed(V.held[i] / 1000, 2)} list registers in use<br>${seconds(V.bin[i] * width, 6)} to ${seconds((V.bin[i] + 1) * width, 6)}`), customdata: v.map((i) => ({ kind: "bin", from: V.bin[i] * width, to: (V.bin[i] + 1) * width })) });
       found.push(lane("running", 1000, 1, colour("run")));
       found.push({ ...lane("held", 1000, 1, colour("held")), opacity: 0.85 });
       level.textContent = `level ${n + 1} of ${REPORT.bins.length + 1}: bins of ${duration(width)}${inDetail(from, until) ? "; zoom in for single events" : "; single events are kept only around findings (marked below the plot's axis)"}`;
@@ -129,15 +137,13 @@ async function viewTimeline(main) {
     if (isKnown(now)) shapes.push({ type: "line", xref: "x", yref: "paper", x0: x(now), x1: x(now), y0: 0, y1: 1, line: { color: colour("ink"), width: 1.2, dash: "dash" } });
     const { axis, layout } = plotLayout({});
     Object.assign(layout, {
-      shapes, dragmode: "zoom", hovermode: "closest",
+      shapes, annotations: [[1, "findings"], [0.9, single ? "MSIs" : "MSIs per second"], [0.69, "commands"], [0.53, "vCPUs"]].map(([y, text]) => ({ text, x: 0.003, y, xref: "paper", yref: "paper", xanchor: "left", yanchor: "top", showarrow: false, font: { size: 11, color: colour("dim") }, bgcolor: colour("card"), opacity: 0.85, borderpad: 1 })), dragmode: "zoom", hovermode: "closest",
       xaxis: { ...axis, fixedrange: false, range: [x(from), x(until)], tickvals: ticks.map(x), ticktext: ticks.map((time) => axisText(time, step)), anchor: "y3", showspikes: false, title: { text: "seconds, of the capture's clock", font: { size: 11, color: colour("dim") }, standoff: 8 } },
-      yaxis4: { ...axis, domain: [0.92, 1], range: [-0.7, 2.7], showticklabels: false, showgrid: false, zeroline: false, title: { text: "findings", font: { size: 11 } } },
-      yaxis: { ...axis, domain: [0.72, 0.9], title: { text: single ? "MSIs" : "MSIs/s", font: { size: 11 } }, ...(single ? { range: [-0.6, 1.6], tickvals: [0, 1], ticktext: ["refused", "taken"] } : { rangemode: "tozero", nticks: 4 }) },
-      yaxis2: { ...axis, domain: [0.56, 0.69], title: { text: "commands", font: { size: 11 } }, ...(single ? { range: [0, 1.25], showticklabels: false, showgrid: false } : { rangemode: "tozero", nticks: 3 }) },
+      yaxis4: { ...axis, domain: [0.92, 1], range: [-0.7, 2.7], showticklabels: false, showgrid: false, zeroline: false },
+      yaxis: { ...axis, domain: [0.72, 0.9], ...(single ? { range: [-0.6, 1.6], tickvals: [0, 1], ticktext: ["refused", "taken"] } : { rangemode: "tozero", nticks: 4 }) },
+      yaxis2: { ...axis, domain: [0.56, 0.69], ...(single ? { range: [0, 1.35], showticklabels: false, showgrid: false } : { rangemode: "tozero", nticks: 3 }) },
       yaxis3: { ...axis, domain: [0, 0.53], range: [lanes.length - 0.5, -0.5], tickvals: lanes.map((_, n) => n), ticktext: lanes.map((lane) => lane.name), showgrid: false, zeroline: false },
     });
-    if (!single) layout.yaxis3.range = [-0.5, lanes.length - 0.5];
-    if (single) layout.yaxis3.range = [-0.5, lanes.length - 0.5];
     quiet = true;
     await Plotly.react(plot, found, layout, { displayModeBar: false, responsive: true, doubleClick: false });
     quiet = false;
