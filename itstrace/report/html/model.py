@@ -24,6 +24,7 @@ from itstrace.report.finding import KINDS, Naming, host, when
 from itstrace.report.html import levels
 from itstrace.report.json import analysis_document, finding_document
 from itstrace.report.terminal import capture_facts, sentences
+from itstrace.units import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,8 +41,8 @@ class Caps:
     """How much a page keeps at most, in rows."""
 
     #: Single events, all kinds together.
-    events: int = 60_000
-    commands: int = 40_000
+    events: int = 120_000
+    commands: int = 100_000
     #: Intervals of each table.
     intervals: int = 120_000
     lpis: int = 20_000
@@ -90,7 +91,7 @@ def model(
         "vms": _offsets(_vms(analysis), origin),
         "facts": [[label, str(value)] for label, value in capture_facts(analysis) if str(value)],
         "verdict": [[text, style] for text, style in sentences(analysis, naming, rules)],
-        "worst": _worst(analysis.findings),
+        "worst": _worst(analysis.findings, pages),
         "findings": [_offsets(_finding(analysis, one, naming, caps), origin) for one in shown],
         "pages": {code: pages(code) for code in sorted(codes)},
         "kinds": {str(kind): words.replace("KVM", naming.host) for kind, words in KINDS.items()},
@@ -175,24 +176,25 @@ def _hex(value: int | None) -> str | None:
 _SENTENCE: Final = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 
 
-def _worst(findings: Sequence[Finding]) -> Document | None:
+def _worst(findings: Sequence[Finding], pages: Callable[[str], str]) -> Document | None:
     """The finding that matters most, told in two sentences: what happened, and what came of it or how bad it got."""
     real = [one for one in findings if one.kind is not Kind.EVIDENCE] or list(findings)
     if not real:
         return None
     worst = min(real, key=lambda one: one.severity.rank)
     told = _SENTENCE.split(worst.message)
-    second = next((text for text in (worst.guest_saw, *told[1:], worst.worst) if text), "")
-    if second is worst.guest_saw and second:
-        second = (
-            f"The guest saw: {second[0].lower()}{second[1:]}"
-            if second[1:2].islower()
-            else f"The guest saw: {second}"
-        )
+    saw = f"The guest saw: {worst.guest_saw}" if worst.guest_saw else ""
+    second = next((text for text in (saw, *told[1:], worst.worst, _why(pages(worst.code))) if text), "")
     return {
         "id": worst.id,
         "told": [text if text.endswith(".") else f"{text}." for text in (told[0], second) if text],
     }
+
+
+def _why(page: str) -> str:
+    """The first sentence under "Why it matters" of a rule's page."""
+    found = re.search(r"^## Why it matters\n+(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    return "" if found is None else _SENTENCE.split(" ".join(found[1].split()))[0]
 
 
 def _finding(analysis: Analysis, finding: Finding, naming: Naming, caps: Caps) -> Document:
@@ -231,6 +233,8 @@ def _same_in_terminal(analysis: Analysis, finding: Finding, naming: Naming) -> l
     if finding.intid is not None:
         vm = f" --vm {finding.vm}" if naming.many_vms and finding.vm is not None else ""
         lines.append(f"itstrace lpi {file} {finding.intid}{vm}")
+    if finding.time_ns is not None and finding.kind is not Kind.EVIDENCE:
+        lines.append(f"itstrace tables {file} --at {seconds(finding.time_ns, 9)}")
     return lines
 
 
@@ -332,7 +336,11 @@ def _events(analysis: Analysis) -> Iterator[tuple[str, tuple[pl.DataFrame, str, 
     yield "latches", (latches.filter(changed.fill_null(value=True)), "time_ns", None)
     queued = lives.pending.filter(pl.col("where") == "queued")
     yield "queued", (queued.select("vm", "vcpu", "intid", "from_ns", "to_ns"), "from_ns", "to_ns")
-    yield "runs", (obs.runs.frame().select("vm", "vcpu", "enter_ns", "exit_ns"), "enter_ns", "exit_ns")
+    runs = obs.runs.frame().select("vm", "vcpu", "enter_ns", "exit_ns")
+    # Of one whose exit was not recorded, though the vCPU entered again, only the beginning is known.
+    again = pl.col("enter_ns").shift(-1).over("vm", "vcpu").is_not_null()
+    ended = pl.when(pl.col("exit_ns").is_null() & again).then("enter_ns").otherwise("exit_ns")
+    yield "runs", (runs.with_columns(exit_ns=ended), "enter_ns", "exit_ns")
 
 
 def _stretches(analysis: Analysis, budget: int) -> levels.Stretches:
@@ -345,9 +353,12 @@ def _stretches(analysis: Analysis, budget: int) -> levels.Stretches:
     times += [stamps.time_ns for stamps in obs.runs.entries.values()]
     start = analysis.start_ns or 0
     moments = [one.time_ns for one in analysis.findings if one.time_ns is not None]
-    for one in analysis.findings:
-        moments += [record.time_ns for record in one.evidence[-1:]]
     moments += [start, analysis.end_ns or start]
+    for one in analysis.findings:
+        moments += [record.time_ns for record in one.evidence]
+        moments += [subject.time_ns for subject in one.subjects if subject.time_ns is not None]
+    # In this order, each once.
+    moments = list(dict.fromkeys(moments))
     return levels.stretches(times, moments, (start, analysis.end_ns or start), budget)
 
 
@@ -388,7 +399,9 @@ def _some_commands(
     first = pl.col("seq").is_in(sorted(named)) | pl.col("seq").is_in(near.implode())
     table = frames["mappings"].select("set_by").drop_nulls()["set_by"].unique()
     set_tables = pl.col("seq").is_in(table.implode())
-    rank = pl.when(first).then(0).when(pl.col("verdict") != "ok").then(1).when(set_tables).then(2).otherwise(3)
+    rank = (
+        pl.when(first).then(0).when(pl.col("verdict") != "ok").then(1).when(set_tables).then(2).otherwise(3)
+    )
     ranked = rows.with_columns(_rank=rank)
     return ranked.sort("_rank", "seq").head(cap).drop("_rank").sort("seq")
 

@@ -132,5 +132,5 @@ function capped([kept, total], what, command) {
 }
 
 function heading(title, ...rest) {
-  return el("div", { class: "heading" }, el("h2", {}, title), rest);
+  return el("div", { class: "heading" }, el("h1", { class: "title" }, title), rest);
 }

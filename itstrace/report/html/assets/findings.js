@@ -80,7 +80,7 @@ function viewFindings(main) {
 }
 
 function findingCard(finding, { printed = false } = {}) {
-  const intid = lpiOf(finding), stretch = stretchOf(finding);
+  const path = pathOf(finding), stretch = stretchOf(finding);
   const links = (ids) => ids.map((id, at) => [at ? ", " : "", findingLink(id)]);
   const commands = finding.evidence.map((item, at) => [F.commandBySeq?.get(item.seq), at]).filter(([i]) => i !== undefined);
   const span = finding.time_ns === null ? null : [timeLink(finding.time_ns), finding.end_ns !== null && finding.end_ns !== finding.time_ns ? [" to ", timeLink(finding.end_ns), ` (${duration(finding.end_ns - finding.time_ns)})`] : null];
@@ -94,6 +94,7 @@ function findingCard(finding, { printed = false } = {}) {
       ["about", [finding.intid === null ? finding.subject : [lpiWords(finding), finding.subject.replace(/^LPI \d+/, "")]]],
       ["when", span],
       ["how often", finding.count > 1 ? plural(finding.count, "time") : null],
+      ["what went wrong", finding.mechanism],
       ["worst", finding.worst],
       ["the guest saw", finding.guest_saw],
       ["suspect", finding.suspect.length ? finding.suspect.map((name, at) => [at ? ", " : "", el("code", {}, name)]) : null],
@@ -101,7 +102,7 @@ function findingCard(finding, { printed = false } = {}) {
       ["doubt", finding.doubt],
       ["record next", finding.capture_next],
     ]),
-    intid !== null && stretch && F.fills ? [el("h4", {}, `The path of LPI ${intid}`), explorer({ vm: finding.vm, intid, from: stretch[0], to: stretch[1], numbered: flags(finding) })] : null,
+    path && stretch && F.fills ? [el("h4", {}, path.intid === null ? "What happened around it" : `The path of LPI ${path.intid}`), explorer({ ...path, from: stretch[0], to: stretch[1], numbered: flags(finding) })] : null,
     finding.evidence.length ? [el("h4", {}, "Evidence", finding.evidence.length < finding.records ? el("span", { class: "dim" }, ` ${finding.evidence.length} of ${number(finding.records)} shown`) : null), evidenceTable(finding)] : null,
     commands.length ? [el("h4", {}, commands.length === 1 ? "The command, field by field" : "The commands, field by field"), el("div", { class: "cards" }, commands.slice(0, 8).map(([i]) => commandCard(i)))] : null,
     finding.subjects.length > 1 ? [el("h4", {}, "Everything that was hit"), subjectTable(finding)] : null,

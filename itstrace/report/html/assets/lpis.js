@@ -63,7 +63,10 @@ function lifeCard(i) {
   const outcomes = new Map();
   for (const k of rowsOf("msis", vm, intid)) outcomes.set(F.msis.outcome[k] ?? "unknown", (outcomes.get(F.msis.outcome[k] ?? "unknown") ?? 0) + 1);
   const timed = steps.filter((step) => isKnown(step.time));
-  const from = timed.length ? timed[0].time : 0, to = timed.length ? timed.at(-1).time : SPAN;
+  // Where not all is kept, the first stretch in which the LPI was seen at work.
+  const worked = REPORT.single.whole ? undefined : timed.find((step) => step.kind === "fill" || step.kind === "msi");
+  const kept = worked && REPORT.single.from_ns.findIndex((begin, at) => begin <= worked.time && worked.time <= REPORT.single.to_ns[at]);
+  const from = worked ? REPORT.single.from_ns[kept] : timed.length ? timed[0].time : 0, to = worked ? REPORT.single.to_ns[kept] : timed.length ? timed.at(-1).time : SPAN;
   const room = Math.max((to - from) * 0.02, 1e4);
   const kinds = [...new Set(steps.map((step) => step.kind))];
   const grid = new Grid({
@@ -93,5 +96,5 @@ function lifeCard(i) {
     ]),
     timed.length ? explorer({ vm, intid, from: from - room, to: to + room, numbered: [] }) : null,
     el("h4", {}, `Its life in ${plural(steps.length, "step")}`), pick.node, grid.node,
-    REPORT.single.whole ? null : el("div", { class: "capped" }, "Single events are kept only around findings; the whole life:", shell(`itstrace lpi ${REPORT.file} ${intid}${several}`)));
+    REPORT.single.whole ? null : el("div", { class: "capped" }, `Single events are kept only around findings: ${number(rowsOf("msis", vm, intid).length)} of its ${plural(L.injections[i], "MSI")} shown. The whole life:`, shell(`itstrace lpi ${REPORT.file} ${intid}${several}`)));
 }

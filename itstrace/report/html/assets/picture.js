@@ -1,4 +1,4 @@
-// The path of one LPI over the vCPUs of its VM in a stretch of time, as a drawing.
+// The path of one LPI (null: of all) over the vCPUs of its VM in a stretch of time, as a drawing.
 //
 // A lane for the ITS (commands and MSIs), then one per vCPU: when it ran in the guest, when the LPI waited on its
 // list, when it was in one of its list registers. Numbered lines are the records that a finding rests on.
@@ -33,6 +33,18 @@ function picture({ vm, intid, from, to, width, numbered = [], compact = false, t
     const [x1, x2] = clip(a, b);
     layers.back.push(svg("rect", { x: x1, y: top, width: Math.max(x2 - x1, 1), height: height - axis - top, class: "gap" }, tell(`records of CPU ${G.cpu[i]} were lost here: ${known(G.lost[i])}`)));
   }
+  const S = REPORT.single;
+  if (!S.whole) {
+    let kept = 0;
+    const edges = [...S.from_ns.map((a, n) => [a, S.to_ns[n]]), [SPAN, SPAN]];
+    for (const [a, b] of edges) {
+      if (kept < to && a > from && a > kept) {
+        const [x1, x2] = clip(kept, a);
+        if (x2 - x1 > 1) layers.back.push(svg("rect", { x: x1, y: top + lane, width: x2 - x1, height: height - axis - top - lane, class: "unkept" }, tell("single events are not kept here")));
+      }
+      kept = Math.max(kept, b);
+    }
+  }
   // Stretches that would lie on one another at this scale become one.
   const bars = (rows, T, begin, end, put) => {
     const last = new Map();
@@ -56,24 +68,26 @@ function picture({ vm, intid, from, to, width, numbered = [], compact = false, t
   const run = (i, x1, w, y) => { const node = svg("rect", { x: x1, y: y + 4, width: w, height: lane - 10, class: "run" }); layers.runs.push(node); return node; };
   run.merge = true;
   bars(mine, U, "enter_ns", "exit_ns", run);
-  bars(rowsOf("queued", vm, intid), F.queued, "from_ns", "to_ns", (i, x1, w, y) => {
-    const node = svg("rect", { x: x1, y: y + lane - 15, width: w, height: 5, class: "queued" }, tell(`pending on the list of vCPU ${F.queued.vcpu[i]}: ${seconds(F.queued.from_ns[i])} to ${seconds(F.queued.to_ns[i])} (${duration(F.queued.to_ns[i] - F.queued.from_ns[i])})`));
+  const rows = (name) => (intid === null ? allOf(name, vm) : rowsOf(name, vm, intid));
+  bars(rows("queued"), F.queued, "from_ns", "to_ns", (i, x1, w, y) => {
+    const node = svg("rect", { x: x1, y: y + lane - 15, width: w, height: 5, class: "queued" }, tell(`${intid === null ? `LPI ${F.queued.intid[i]} ` : ""}pending on the list of vCPU ${F.queued.vcpu[i]}: ${seconds(F.queued.from_ns[i])} to ${seconds(F.queued.to_ns[i])} (${duration(F.queued.to_ns[i] - F.queued.from_ns[i])})`));
     layers.queued.push(node);
     return node;
   });
   const L = F.fills;
   const held = (i, x1, w, y) => {
-    const words = `in list register ${known(L.lr[i])} of vCPU ${L.vcpu[i]}: ${seconds(L.time_ns[i])} to ${isKnown(L.end_ns[i]) ? `${seconds(L.end_ns[i])} (${duration(L.end_ns[i] - L.time_ns[i])}), ${FOUND[L.state[i]] ?? "not read back"}` : "the end of the capture"}`;
+    const words = `${intid === null ? `LPI ${L.intid[i]} ` : ""}in list register ${known(L.lr[i])} of vCPU ${L.vcpu[i]}: ${seconds(L.time_ns[i])} to ${isKnown(L.end_ns[i]) ? `${seconds(L.end_ns[i])} (${duration(L.end_ns[i] - L.time_ns[i])}), ${FOUND[L.state[i]] ?? "not read back"}` : "the end of the capture"}`;
     const node = svg("rect", { x: x1, y: y + 9, width: w, height: lane - 28, rx: 1.5, class: "held" }, tell(words));
     layers.held.push(node);
+    if (intid === null && w > 34) layers.held.push(svg("text", { x: x1 + 4, y: y + lane / 2 - 1, class: "inbar" }, String(L.intid[i])));
     return node;
   };
   held.least = 2.5;
-  bars(rowsOf("fills", vm, intid), L, "time_ns", "end_ns", held);
+  bars(rows("fills"), L, "time_ns", "end_ns", held);
 
   // Steps that are moments.
   const opcodes = [];
-  for (const step of story(vm, intid)) {
+  for (const step of intid === null ? moments(vm, from, to) : story(vm, intid)) {
     if (step.time === null || step.time < from || step.time > to || drawn > MOST_BARS) continue;
     const at = x(step.time), words = tell(`${seconds(step.time)}  ${step.text}`);
     if (step.kind === "command") {
@@ -120,16 +134,34 @@ function picture({ vm, intid, from, to, width, numbered = [], compact = false, t
   // The axis: round steps from the beginning of the stretch.
   const step = niceStep((to - from) / Math.max(Math.floor((width - LEFT) / 130), 2));
   const ticks = [];
-  for (let time = Math.ceil(from / step) * step; time <= to; time += step) {
+  for (const time of ticksOf(from, to, step)) {
     const at = x(time);
     if (at > width - 46) break;
     ticks.push(svg("line", { x1: at, x2: at, y1: height - axis, y2: height - axis + 5, class: "tick" }));
     ticks.push(svg("text", { x: at, y: height - axis + 18, "text-anchor": "middle", class: "ticktext" }, axisText(time, step)));
   }
-  const words = title ?? `LPI ${intid} over the vCPUs from ${seconds(from)} to ${seconds(to)}`;
-  return svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": words, class: "path" },
+  const words = title ?? `${intid === null ? "all LPIs" : `LPI ${intid}`} over the vCPUs from ${seconds(from)} to ${seconds(to)}`;
+  return svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": words, class: "path" },
     layers.back, layers.runs, layers.lines.filter((node) => node.tagName === "path"), layers.queued, layers.held, layers.marks, layers.lines.filter((node) => node.tagName !== "path"),
     svg("line", { x1: LEFT, x2: width - 10, y1: height - axis, y2: height - axis, class: "axis" }), ticks);
+}
+
+// Rows of a VM, whatever the LPI.
+function allOf(name, vm) {
+  const T = F[name], found = [];
+  for (let i = 0; i < T.rows; i++) if (T.vm[i] === vm) found.push(i);
+  return found;
+}
+
+// What happened in a stretch, of all LPIs, as steps of a story.
+function moments(vm, from, to) {
+  const steps = [], inside = (T) => allOf(T, vm).filter((i) => F[T].time_ns[i] >= from && F[T].time_ns[i] <= to);
+  const C = F.commands, S = F.msis, R = F.retargets, V = F.vm_events;
+  for (const i of inside("commands")) steps.push({ seq: C.seq[i], time: C.time_ns[i], kind: "command", text: (C.text[i] ?? "") + verdictWords(i), command: i });
+  for (const i of inside("msis")) steps.push({ seq: S.seq[i], time: S.time_ns[i], kind: "msi", text: `MSI from device ${hexa(S.device_id[i])}, event ${known(S.event_id[i])}: LPI ${known(S.intid[i])}${S.result[i] === 0 ? "" : `, refused (${known(S.result[i])})`}`, msi: i });
+  for (const i of inside("retargets")) steps.push({ seq: R.seq[i], time: R.time_ns[i], kind: "retarget", text: `KVM gives LPI ${R.intid[i]} to vCPU ${known(R.vcpu[i])}` });
+  for (const i of inside("vm_events")) if (V.what[i] in SWITCHES) steps.push({ seq: V.seq[i], time: V.time_ns[i], kind: "vcpu", text: SWITCHES[V.what[i]](known(V.vcpu[i])) });
+  return steps.sort((a, b) => a.seq - b.seq);
 }
 
 function endOf(vm) {
@@ -139,6 +171,14 @@ function endOf(vm) {
 function niceStep(least) {
   const scale = 10 ** Math.floor(Math.log10(Math.max(least, 1)));
   return [1, 2, 5, 10].map((each) => each * scale).find((each) => each >= least) ?? scale * 10;
+}
+
+// Offsets at which the capture's clock is a multiple of a step.
+function ticksOf(from, to, step) {
+  const whole = BigInt(Math.max(Math.round(step), 1)), found = [];
+  const begin = ORIGIN + BigInt(Math.ceil(from));
+  for (let time = Number(((begin + whole - 1n) / whole) * whole - ORIGIN); time <= to && found.length < 100; time += Number(whole)) found.push(time);
+  return found;
 }
 
 function axisText(time, step) {
@@ -162,7 +202,7 @@ function legend() {
 // A picture with buttons and keys to move and zoom it.
 function explorer({ vm, intid, from, to, numbered = [], compact = false }) {
   const whole = [from, to];
-  const box = el("div", { class: "pathbox", tabindex: "0", role: "group", "aria-label": `timeline of LPI ${intid}: + and - zoom, arrows move, 0 shows all`, onkeydown: (event) => key(event) });
+  const box = el("div", { class: "pathbox", tabindex: "0", role: "group", "aria-label": `timeline of ${intid === null ? "all LPIs" : `LPI ${intid}`}: + and - zoom, arrows move, 0 shows all`, onkeydown: (event) => key(event) });
   const told = el("span", { class: "dim mono" });
   const draw = () => {
     const width = Math.max(box.clientWidth || 900, 480);
@@ -202,20 +242,26 @@ function inDetail(from, to) {
   return S.whole || S.from_ns.some((begin, at) => begin <= Math.max(from, 0) && S.to_ns[at] >= Math.min(to, SPAN));
 }
 
-// The stretch that shows a finding: its records, with some room.
+// The stretch that shows a finding: the records of its first occurrence, with some room. Records that come much later
+// than those before them are of another occurrence.
 function stretchOf(finding) {
-  const times = finding.evidence.map((item) => item.time_ns);
-  if (finding.time_ns !== null) times.push(finding.time_ns);
+  const times = finding.evidence.map((item) => item.time_ns).sort((a, b) => a - b);
+  if (finding.time_ns !== null && !times.length) times.push(finding.time_ns);
   if (!times.length) return null;
-  let from = Math.min(...times), to = Math.max(...times);
-  const room = Math.max((to - from) * 0.06, to - from < 1000 ? 2e6 : 2e4);
-  return [from - room, to + room];
+  const first = finding.time_ns === null ? 0 : Math.max(times.findIndex((time) => time >= finding.time_ns), 0);
+  let a = first, b = first;
+  const near = (gap) => gap <= 30 * (times[b] - times[a]) + 2e7;
+  while (b + 1 < times.length && near(times[b + 1] - times[b])) b++;
+  while (a > 0 && near(times[a] - times[a - 1])) a--;
+  const span = times[b] - times[a], room = Math.max(span * 0.06, span ? 2e5 : 2e6);
+  return [times[a] - room, times[b] + room];
 }
 
-// The LPI whose path shows a finding: its own, or that of the first of its subjects that has one.
-function lpiOf(finding) {
-  if (finding.intid !== null && finding.vm !== null) return finding.intid;
-  return finding.vm === null ? null : finding.subjects.find((one) => one.intid !== null)?.intid ?? null;
+// Whose path shows a finding: {vm, intid}; an intid of null is all LPIs of the VM. Null where nothing can be drawn.
+function pathOf(finding) {
+  const vm = finding.vm ?? (REPORT.vms.length === 1 ? REPORT.vms[0].vm : null);
+  if (vm === null || finding.time_ns === null) return null;
+  return { vm, intid: finding.intid ?? finding.subjects.find((one) => one.intid !== null)?.intid ?? null };
 }
 
 function flags(finding) {

@@ -112,11 +112,11 @@ async function viewTimeline(main) {
       const lane = (name, scale, most, paint) => ({ type: "bar", x: v.map(centre(V)), base: v.map((i) => laneAt.get(`${V.vm[i]}:${V.vcpu[i]}`) + 0.39), y: v.map((i) => -Math.min(V[name][i] / scale, most) * 0.78), width: v.map(() => x(width)), yaxis: "y3", marker: { color: paint }, hoverinfo: "text", hovertext: v.map((i) => `vCPU ${V.vcpu[i]}: ${fixed(V.running[i] / 10, 1)} % in the guest, ${fixed(V.held[i] / 1000, 2)} list registers in use<br>${seconds(V.bin[i] * width, 6)} to ${seconds((V.bin[i] + 1) * width, 6)}`), customdata: v.map((i) => ({ kind: "bin", from: V.bin[i] * width, to: (V.bin[i] + 1) * width })) });
       found.push(lane("running", 1000, 1, colour("run")));
       found.push({ ...lane("held", 1000, 1, colour("held")), opacity: 0.85 });
-      level.textContent = `level ${n + 1} of ${REPORT.bins.length + 1}: bins of ${duration(width)}${inDetail(from, until) ? "; zoom in for single events" : "; single events are kept only around findings (marked below the plot's axis)"}`;
+      level.textContent = `level ${n + 1} of ${REPORT.bins.length + 1}: bins of ${duration(width)}; ${REPORT.single.whole ? "zoom in for single events" : "single events are kept where the axis is marked: zoom in there"}`;
     }
     const symbols = { error: "diamond", warning: "triangle-up", note: "circle" };
     const near = REPORT.findings.filter((each) => each.time_ns !== null && each.time_ns >= from && each.time_ns <= until && (only === null || each.intid === only)).slice(0, 300);
-    found.push({ type: "scatter", mode: "markers", x: near.map((each) => x(each.time_ns)), y: near.map((each) => ({ error: 2, warning: 1, note: 0 })[each.severity]), yaxis: "y4", marker: { size: 11, symbol: near.map((each) => symbols[each.severity]), color: near.map((each) => colour(each.severity)) }, hoverinfo: "text", hovertext: near.map((each) => `${each.id} ${plain(each.name)}<br>${seconds(each.time_ns)}`.replaceAll("<script", "&lt;script")), customdata: near.map((each) => ({ kind: "finding", id: each.id })) });
+    found.push({ type: "scatter", mode: "markers", x: near.map((each) => x(each.time_ns)), y: near.map((each) => ({ error: 2, warning: 1, note: 0 })[each.severity]), yaxis: "y4", cliponaxis: false, marker: { size: 11, symbol: near.map((each) => symbols[each.severity]), color: near.map((each) => colour(each.severity)) }, hoverinfo: "text", hovertext: near.map((each) => `${each.id} ${plain(each.name)}<br>${seconds(each.time_ns)}`.replaceAll("<script", "&lt;script")), customdata: near.map((each) => ({ kind: "finding", id: each.id })) });
     return { found, single };
   }
 
@@ -125,8 +125,7 @@ async function viewTimeline(main) {
     if (main.hidden) return;
     const { found, single } = traces();
     const step = niceStep((until - from) / Math.max(Math.floor((plot.clientWidth || 1000) / 150), 2));
-    const ticks = [];
-    for (let time = Math.ceil(Number(ORIGIN % BigInt(Math.max(Math.round(step), 1))) / step) * step - Number(ORIGIN % BigInt(Math.max(Math.round(step), 1))); time <= until; time += step) if (time >= from) ticks.push(time);
+    const ticks = ticksOf(from, until, step);
     const G = F.gaps, shapes = [];
     for (let i = 0; i < G.rows && shapes.length < 400; i++) {
       const a = isKnown(G.from_ns[i]) ? G.from_ns[i] : 0, b = isKnown(G.to_ns[i]) ? G.to_ns[i] : SPAN;

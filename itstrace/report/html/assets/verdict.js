@@ -27,9 +27,9 @@ function worstCard() {
   const finding = REPORT.findings.find((each) => each.id === REPORT.worst.id);
   if (!finding) return null;
   const place = el("div", { class: "place" });
-  const intid = lpiOf(finding), stretch = stretchOf(finding);
-  if (intid !== null && stretch) {
-    frames().then(() => place.append(explorer({ vm: finding.vm, intid, from: stretch[0], to: stretch[1], numbered: flags(finding), compact: true })));
+  const path = pathOf(finding), stretch = stretchOf(finding);
+  if (path && stretch) {
+    frames().then(() => place.append(explorer({ ...path, from: stretch[0], to: stretch[1], numbered: flags(finding), compact: true })));
   }
   return el("section", { class: `card worst ${finding.severity}` },
     el("div", { class: "cardhead" }, el("h2", {}, badge(finding.severity), " ", el("a", { href: href({ finding: finding.id }) }, `${finding.id} ${finding.name}`)),
