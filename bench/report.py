@@ -53,20 +53,46 @@ def plotly_imported(capture: Path) -> bool:
 
 # --- in the browser
 
+
+def _to(place: str, selector: str) -> str:
+    """A script that goes to a place and waits for what stands there."""
+    return f"location.hash = '{place}'; await until(() => document.querySelector('{selector}'));"
+
+
 #: What is done in the page: its name, where it begins, the script that does it and waits until it is drawn.
 _DRAWN: Final = "await new Promise(done => requestAnimationFrame(() => setTimeout(done)));"
 ACTIONS: Final = (
-    ("frames unpacked", "view=verdict", "await itstrace.frames();"),
-    ("findings, first shown", "view=verdict", "location.hash = 'view=findings'; await until(() => document.querySelector('.finding'));"),
-    ("timeline, first shown (plotly.js starts)", "view=verdict", "location.hash = 'view=timeline'; await until(() => document.querySelector('.plot[data-drawn]'));"),
-    ("timeline, one zoom", "view=timeline", "document.querySelector('.plotbar .buttons button:nth-child(2)').click(); await until(() => /from=/.test(location.hash));"),
-    ("tables, first shown", "view=verdict", "location.hash = 'view=tables'; await until(() => document.querySelector('.tablebox'));"),
-    ("tables, one step of the slider", "view=tables", "const slider = document.querySelector('.timebar input[type=range]'); slider.value = 700; slider.dispatchEvent(new Event('input'));"),
-    ("LPIs, first shown", "view=verdict", "location.hash = 'view=lpis'; await until(() => document.querySelector('.lpis .grid td'));"),
-    ("life of an LPI, opened", "view=lpis", "location.hash = 'lpi=0:8200'; await until(() => document.querySelector('.life h3'));"),
-    ("commands, first shown", "view=verdict", "location.hash = 'view=commands'; await until(() => document.querySelector('.commands .grid td'));"),
-    ("commands, searched", "view=commands", "location.hash = 'view=commands&q=mapti 0x3 8210'; await until(() => /of .* shown/.test(document.querySelector('.commands .heading').innerText));"),
-)  # fmt: skip
+    ("findings, first shown", "view=verdict", _to("view=findings", ".finding")),
+    ("timeline, first shown (plotly.js starts)", "view=verdict", _to("view=timeline", ".plot[data-drawn]")),
+    (
+        "timeline, one zoom",
+        "view=timeline",
+        (
+            "document.querySelector('.plotbar .buttons button:nth-child(2)').click();"
+            "await until(() => /from=/.test(location.hash));"
+        ),
+    ),
+    ("tables, first shown", "view=verdict", _to("view=tables", ".tablebox")),
+    (
+        "tables, one step of the slider",
+        "view=tables",
+        (
+            "const slider = document.querySelector('.timebar input[type=range]');"
+            "slider.value = 700; slider.dispatchEvent(new Event('input'));"
+        ),
+    ),
+    ("LPIs, first shown", "view=verdict", _to("view=lpis", ".lpis .grid td")),
+    ("life of an LPI, opened", "view=lpis", _to("lpi=0:8200", ".life h3")),
+    ("commands, first shown", "view=verdict", _to("view=commands", ".commands .grid td")),
+    (
+        "commands, searched",
+        "view=commands",
+        (
+            "location.hash = 'view=commands&q=mapti 0x3';"
+            "await until(() => /of .* shown/.test(document.querySelector('.commands .heading').innerText));"
+        ),
+    ),
+)
 _TIMED: Final = """
     const until = async (test) => { while (!test()) await new Promise(done => setTimeout(done, 1)); };
     const begun = performance.now();
@@ -147,9 +173,8 @@ def main() -> None:
             f"| wall time | {plain.wall_s:.2f} s | {whole.wall_s:.2f} s | {whole.wall_s - plain.wall_s:.2f} s |"
         )
         more = (whole.anonymous_bytes - plain.anonymous_bytes) / 1e6
-        print(
-            f"| peak anonymous memory | {plain.anonymous_bytes / 1e6:.0f} MB | {whole.anonymous_bytes / 1e6:.0f} MB | {more:.0f} MB |"
-        )
+        memory = [f"{each.anonymous_bytes / 1e6:.0f} MB" for each in (plain, whole)]
+        print(f"| peak anonymous memory | {' | '.join(memory)} | {more:.0f} MB |")
         verdict = "kept" if size <= WANTED_BYTES else "NOT kept"
         print(f"| size | | | {size / 1e6:.2f} MB, of {WANTED_BYTES / 1e6:.0f} MB promised: {verdict} |\n")
         if not args.no_browser:

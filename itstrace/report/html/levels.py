@@ -131,7 +131,7 @@ def _vcpu_bins(analysis: Analysis, bins: int, width: float) -> pl.DataFrame:
 
 
 def _covered(
-    begins: pl.Series, ends: pl.Series, start: int, edges: npt.NDArray[np.float64]
+    begins: pl.Series, ends: pl.Series, start: int, edges: npt.NDArray[np.floating[Any]]
 ) -> npt.NDArray[np.float64]:
     """Time that spans cover between each edge and the next; where spans overlap, each counts."""
 

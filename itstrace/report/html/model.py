@@ -152,8 +152,10 @@ def _vms(analysis: Analysis) -> list[Document]:
     for row in obs.vms.iter_rows(named=True):
         mine = pl.col("vm") == row["vm"]
         vcpus = set(obs.vcpus.filter(mine)["vcpu"].to_list()) | set(obs.fills.filter(mine)["vcpu"].to_list())
-        vcpus |= set(obs.queueings.filter(mine)["target_vcpu"].to_list())
-        vcpus |= set(analysis.history.targets.filter(mine)["target_vcpu"].to_list())
+        # A guest may aim at vCPUs that do not exist: what commands say counts only where nothing else tells.
+        if not vcpus:
+            vcpus = set(obs.queueings.filter(mine)["target_vcpu"].to_list())
+            vcpus |= set(analysis.history.targets.filter(mine)["target_vcpu"].to_list())
         its = obs.itss.filter(mine).sort("its").select("its", "base_gpa").to_dicts()
         found.append(
             {

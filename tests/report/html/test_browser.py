@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "bench"))
+
+import make_capture
 from conftest import SAMPLES, analysis_of
+from helpers import busy_capture
 from helpers.pages import page_of, written
 from helpers.tiny_analysis import hostile
 
+from itstrace import analyze
 from itstrace.report.json import analysis_document
 from itstrace.report.story import known_lpis, story
 from itstrace.report.text import hexa, known
@@ -38,6 +46,41 @@ def test_a_page_opens_without_a_word_and_without_a_request(browser: Browser, nam
         browser.go(f"view={view}")
         assert browser.texts(f"#view-{view}")[0]
 
+    assert browser.heard() == []
+    assert browser.requests() == []
+
+
+def test_a_page_of_a_million_msis_opens_and_answers(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The whole way: a capture of 13 million records, its page, and what a reader does with it."""
+    folder = tmp_path_factory.mktemp("million")
+    base, capture = busy_capture.write(folder / "base.dat"), folder / "many.dat"
+    once = analyze(base)
+    copies = -(-1_000_000 // once.observations.injections.height)
+    make_capture.make(capture, copies * int(once.counts["records"].sum()), base)
+    analysis = analyze(capture)
+    capture.unlink()
+    assert analysis.observations.injections.height >= 1_000_000
+    path = written("million", analysis)
+    assert path.stat().st_size < 10_000_000
+
+    browser.requests()
+    browser.open(path)
+    assert f"{analysis.observations.injections.height:,}" in browser.texts(".tile .count")
+    for view in VIEWS:
+        browser.go(f"view={view}")
+    shown = f"of {analysis.observations.commands.height:,} commands shown"
+    browser.go("view=commands&q=mapti 0x3")
+    assert any(shown in text for text in browser.texts(".capped"))
+    assert all(row[4].startswith("MAPTI DeviceID 0x3") for row in browser.rows(".commands .scroller"))
+    browser.go("t=110.5")
+    assert browser.texts(".tablebox.events h3")[0].startswith("Events")
+    tables = analysis.at(110_500_000_000)
+    assert tables.events is not None
+    assert browser.texts(".tablebox.events h3 .dim") == [str(tables.events.height)]
+    browser.go("lpi=0:8200")
+    assert "itstrace lpi" in browser.texts(".life .shell code")[0]
     assert browser.heard() == []
     assert browser.requests() == []
 

@@ -35,8 +35,8 @@ def test_bins_cover_the_time_that_vcpus_ran(name: str) -> None:
     for vcpu in runs["vcpu"].unique():
         ran = runs.filter(pl.col("vcpu") == vcpu)
         expected = (ran["exit_ns"] - ran["enter_ns"]).sum()
-        found = vcpus.filter(pl.col("vcpu") == vcpu)["running"].sum() / 1000 * width
-        assert found == pytest.approx(expected, rel=0.01)
+        found = vcpus.filter(pl.col("vcpu") == vcpu)["running"].sum()
+        assert float(found) / 1000 * width == pytest.approx(expected, rel=0.01)
 
 
 def test_all_is_kept_where_it_fits() -> None:

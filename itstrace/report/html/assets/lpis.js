@@ -26,7 +26,7 @@ async function viewLpis(main) {
   const grid = new Grid({ label: "LPIs", columns, rows: L.rows, fit: 14, open: (i) => change({ lpi: `${L.vm[i]}:${L.intid[i]}` }), mark: (i) => (`${L.vm[i]}:${L.intid[i]}` === chosen ? "chosen" : ""), empty: "no LPI fits" });
   const bar = filters([{ name: "q", label: "Search", placeholder: "8193, 0x10, error" }], ({ q }) => change({ q: q || null }, { replace: true }));
   const count = el("span", { class: "dim" }), detail = el("div", { class: "life" });
-  main.append(heading("LPIs", count), bar.node, capped(REPORT.kept.lpis, "LPIs", `itstrace analyze ${REPORT.file} --json -`) ?? "", grid.node, detail);
+  main.append(heading("LPIs", count), bar.node, capped(REPORT.kept.lpis, "LPIs", `itstrace analyze ${REPORT.file} --json -`) ?? "", el("div", { class: "pair" }, grid.node, detail));
   return {
     focus: bar.focus,
     update(where) {

@@ -114,19 +114,13 @@ function picture({ vm, intid, from, to, width, numbered = [], compact = false, t
   }
   // Numbered records: flags side by side, each with a line to its place.
   const marks = numbered.filter((each) => each.at >= from && each.at <= to).map((each) => ({ ...each, x: x(each.at) })).sort((a, b) => a.x - b.x);
-  let group = [];
-  const settle = () => {
-    const middle = group.reduce((sum, each) => sum + each.x, 0) / group.length, begin = middle - ((group.length - 1) * FLAG) / 2;
-    group.forEach((each, at) => { each.flag = Math.min(Math.max(begin + at * FLAG, LEFT), width - 14 - (group.length - 1 - at) * FLAG); });
-  };
-  const done = [];
+  const groups = [];
+  const begin = (group) => Math.min(Math.max(group.reduce((sum, each) => sum + each.x, 0) / group.length - ((group.length - 1) * FLAG) / 2, LEFT), width - 14 - (group.length - 1) * FLAG);
   for (const each of marks) {
-    const right = group.length ? group.at(-1).flag : -Infinity;
-    if (each.x - right >= FLAG) { done.push(...group); group = []; }
-    group.push(each);
-    settle();
+    groups.push([each]);
+    while (groups.length > 1 && begin(groups.at(-1)) - (begin(groups.at(-2)) + (groups.at(-2).length - 1) * FLAG) < FLAG) groups.at(-2).push(...groups.pop());
   }
-  done.push(...group);
+  const done = groups.flatMap((group) => group.map((each, at) => ({ ...each, flag: begin(group) + at * FLAG })));
   for (const { x: at, flag, label: text, words } of done) {
     layers.lines.push(svg("path", { d: `M${flag} 19L${at} ${top}V${height - axis}`, class: "flagline" }));
     layers.lines.push(svg("g", { class: "flag" }, tell(words), svg("circle", { cx: flag, cy: 11, r: 8 }), svg("text", { x: flag, y: 14.8, "text-anchor": "middle" }, text)));

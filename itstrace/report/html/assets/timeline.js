@@ -22,6 +22,8 @@ function plotly() {
   return plotting;
 }
 
+// plotly.js reads some markup in texts: what comes from the capture must not be any.
+const escaped = (text) => plain(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const lpiColour = (intid) => colour(`v${intid % 6}`);
 
@@ -112,11 +114,13 @@ async function viewTimeline(main) {
       const lane = (name, scale, most, paint) => ({ type: "bar", x: v.map(centre(V)), base: v.map((i) => laneAt.get(`${V.vm[i]}:${V.vcpu[i]}`) + 0.39), y: v.map((i) => -Math.min(V[name][i] / scale, most) * 0.78), width: v.map(() => x(width)), yaxis: "y3", marker: { color: paint }, hoverinfo: "text", hovertext: v.map((i) => `vCPU ${V.vcpu[i]}: ${fixed(V.running[i] / 10, 1)} % in the guest, ${fixed(V.held[i] / 1000, 2)} list registers in use<br>${seconds(V.bin[i] * width, 6)} to ${seconds((V.bin[i] + 1) * width, 6)}`), customdata: v.map((i) => ({ kind: "bin", from: V.bin[i] * width, to: (V.bin[i] + 1) * width })) });
       found.push(lane("running", 1000, 1, colour("run")));
       found.push({ ...lane("held", 1000, 1, colour("held")), opacity: 0.85 });
-      level.textContent = `level ${n + 1} of ${REPORT.bins.length + 1}: bins of ${duration(width)}; ${REPORT.single.whole ? "zoom in for single events" : "single events are kept where the axis is marked: zoom in there"}`;
+      level.textContent = `level ${n + 1} of ${REPORT.bins.length + 1}: bins of ${duration(width)}; ${REPORT.single.whole ? "zoom in for single events" : "single events are kept where the axis is marked: zoom in there"}${only === null ? "" : "; bins are of all LPIs"}`;
     }
     const symbols = { error: "diamond", warning: "triangle-up", note: "circle" };
     const near = REPORT.findings.filter((each) => each.time_ns !== null && each.time_ns >= from && each.time_ns <= until && (only === null || each.intid === only)).slice(0, 300);
-    found.push({ type: "scatter", mode: "markers", x: near.map((each) => x(each.time_ns)), y: near.map((each) => ({ error: 2, warning: 1, note: 0 })[each.severity]), yaxis: "y4", cliponaxis: false, marker: { size: 11, symbol: near.map((each) => symbols[each.severity]), color: near.map((each) => colour(each.severity)) }, hoverinfo: "text", hovertext: near.map((each) => `${each.id} ${plain(each.name)}<br>${seconds(each.time_ns)}`.replaceAll("<script", "&lt;script")), customdata: near.map((each) => ({ kind: "finding", id: each.id })) });
+    found.push({ type: "scatter", mode: "markers", x: near.map((each) => x(each.time_ns)), y: near.map((each) => ({ error: 2, warning: 1, note: 0 })[each.severity]), yaxis: "y4", cliponaxis: false, marker: { size: 11, symbol: near.map((each) => symbols[each.severity]), color: near.map((each) => colour(each.severity)) }, hoverinfo: "text", hovertext: near.map((each) => `${each.id} ${escaped(each.name)}<br>${seconds(each.time_ns)}`), customdata: near.map((each) => ({ kind: "finding", id: each.id })) });
+    const N = F.markers, notes = inView(N, "time_ns", null).slice(0, 400);
+    found.push({ type: "scatter", mode: "markers", x: notes.map((i) => x(N.time_ns[i])), y: notes.map(() => 0.5), yaxis: "y4", cliponaxis: false, marker: { size: 9, symbol: "line-ns", line: { width: 1.5, color: colour("dim") } }, hoverinfo: "text", hovertext: notes.map((i) => `note in the trace: ${escaped((N.text[i] ?? "").trim())}<br>${seconds(N.time_ns[i])}`), customdata: notes.map((i) => ({ kind: "marker", i })) });
     return { found, single };
   }
 
@@ -129,14 +133,14 @@ async function viewTimeline(main) {
     const G = F.gaps, shapes = [];
     for (let i = 0; i < G.rows && shapes.length < 400; i++) {
       const a = isKnown(G.from_ns[i]) ? G.from_ns[i] : 0, b = isKnown(G.to_ns[i]) ? G.to_ns[i] : SPAN;
-      if (b >= from && a <= until) shapes.push({ type: "rect", xref: "x", yref: "paper", x0: x(a), x1: x(Math.max(b, a + (until - from) / 800)), y0: 0, y1: 1, fillcolor: colour("warning"), opacity: 0.22, line: { width: 1, dash: "dot", color: colour("warning") } });
+      if (b >= from && a <= until) shapes.push({ type: "rect", xref: "x", yref: "paper", x0: x(a), x1: x(Math.max(b, a + (until - from) / 800)), y0: 0, y1: 1, layer: "below", fillcolor: colour("warning"), opacity: 0.2, line: { width: 1, dash: "dot", color: colour("warning") } });
     }
     if (!REPORT.single.whole) REPORT.single.from_ns.forEach((a, n) => { const b = REPORT.single.to_ns[n]; if (b >= from && a <= until) shapes.push({ type: "rect", xref: "x", yref: "paper", x0: x(a), x1: x(Math.max(b, a + (until - from) / 600)), y0: -0.012, y1: 0, fillcolor: colour("accent"), line: { width: 0 } }); });
     const now = route().t && parseTime(route().t);
     if (isKnown(now)) shapes.push({ type: "line", xref: "x", yref: "paper", x0: x(now), x1: x(now), y0: 0, y1: 1, line: { color: colour("ink"), width: 1.2, dash: "dash" } });
     const { axis, layout } = plotLayout({});
     Object.assign(layout, {
-      shapes, annotations: [[1, "findings"], [0.9, single ? "MSIs" : "MSIs per second"], [0.69, "commands"], [0.53, "vCPUs"]].map(([y, text]) => ({ text, x: 0.003, y, xref: "paper", yref: "paper", xanchor: "left", yanchor: "top", showarrow: false, font: { size: 11, color: colour("dim") }, bgcolor: colour("card"), opacity: 0.85, borderpad: 1 })), dragmode: "zoom", hovermode: "closest",
+      shapes, annotations: [[1, F.markers.rows ? "findings, notes" : "findings"], [0.9, single ? "MSIs" : "MSIs per second"], [0.69, "commands"], [0.53, "vCPUs"]].map(([y, text]) => ({ text, x: 0.003, y, xref: "paper", yref: "paper", xanchor: "left", yanchor: "top", showarrow: false, font: { size: 11, color: colour("dim") }, bgcolor: colour("card"), opacity: 0.85, borderpad: 1 })), dragmode: "zoom", hovermode: "closest",
       xaxis: { ...axis, fixedrange: false, range: [x(from), x(until)], tickvals: ticks.map(x), ticktext: ticks.map((time) => axisText(time, step)), anchor: "y3", showspikes: false, title: { text: "seconds, of the capture's clock", font: { size: 11, color: colour("dim") }, standoff: 8 } },
       yaxis4: { ...axis, domain: [0.92, 1], range: [-0.7, 2.7], showticklabels: false, showgrid: false, zeroline: false },
       yaxis: { ...axis, domain: [0.72, 0.9], ...(single ? { range: [-0.6, 1.6], tickvals: [0, 1], ticktext: ["refused", "taken"] } : { rangemode: "tozero", nticks: 4 }) },
@@ -169,6 +173,7 @@ async function viewTimeline(main) {
       command: ({ i }) => [commandLink(C.seq[i], C.text[i] ?? "?"), verdictBadge(i), at(C.time_ns[i])],
       run: ({ i }) => [`vCPU ${U.vcpu[i]} in the guest for ${duration(U.exit_ns[i] - U.enter_ns[i])}`, at(U.enter_ns[i])],
       finding: ({ id }) => [findingLink(id), F.findingById.get(id).message, at(F.findingById.get(id).time_ns)],
+      marker: ({ i }) => [`note in the trace: ${(F.markers.text[i] ?? "").trim()}`, at(F.markers.time_ns[i])],
       bin: ({ from: a, to: b }) => [`${seconds(a, 6)} to ${seconds(b, 6)}`, button("zoom in", () => to(a - (b - a) * 4, b + (b - a) * 4)), el("a", { href: href({ view: "tables", t: seconds(a) }) }, "tables then")],
     }[what.kind](what);
     picked.replaceChildren(...say.flat(Infinity).filter(Boolean).map((each) => (each instanceof Node ? each : el("span", {}, each))));
@@ -236,6 +241,6 @@ async function drawLatencies(box) {
   const edge = (bucket) => duration(10 ** (bucket / per));
   const { axis, layout } = plotLayout({});
   const decades = columns.filter((bucket) => bucket % per === 0);
-  Object.assign(layout, { margin: { l: 110, r: 14, t: 6, b: 40 }, xaxis: { ...axis, tickvals: decades.map((bucket) => bucket - 0.5), ticktext: decades.map(edge), title: { text: "latency; each cell says how many", font: { size: 11, color: colour("dim") } } }, yaxis: { ...axis, autorange: "reversed", type: "category", showgrid: false } });
+  Object.assign(layout, { margin: { l: 110, r: 14, t: 6, b: 40 }, xaxis: { ...axis, tickvals: decades.map((bucket) => bucket - 0.5), ticktext: decades.map(edge), title: { text: "latency; each cell says how many", font: { size: 11, color: colour("dim") } } }, yaxis: { ...axis, autorange: "reversed", type: "category", showgrid: false, automargin: true } });
   await Plotly.react(plot, [{ type: "heatmap", x: columns, y: drawn.map((row) => name(row.vm, row.id)), z: z.map((row) => row.map((count) => (count === null ? null : Math.log10(count) + 0.3))), text: z.map((row) => row.map((count) => (count === null ? "" : number(count)))), texttemplate: drawn.length * columns.length < 2000 ? "%{text}" : undefined, textfont: { size: 10 }, hoverinfo: "text", hovertext: z.map((row, r) => row.map((count, c) => (count === null ? "" : `${name(drawn[r].vm, drawn[r].id)}: ${plural(count, "MSI")}<br>${edge(columns[c])} to ${edge(columns[c] + 1)}`))), colorscale: [[0, colour("soft")], [1, colour("held")]], showscale: false, xgap: 1, ygap: 2 }], layout, { displayModeBar: false, responsive: true, staticPlot: false });
 }
