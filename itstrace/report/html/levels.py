@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: Bins over the whole capture, level by level.
 BINS: Final = (1024, 16384)
-#: Where not all single events can be kept: so many on either side of a moment that matters, at most.
+#: Where not all single events can be kept: so many on either side of a moment that matters, at least.
 AROUND: Final = 400
 #: Buckets of latencies: so many to a decade.
 BUCKETS_PER_DECADE: Final = 8
@@ -57,9 +57,10 @@ def stretches(
     if total <= budget:
         return Stretches(np.array([span_ns[0]]), np.array([span_ns[1]]), whole=True)
     ordered = np.sort(np.concatenate(list(times)))
-    around = min(AROUND, budget // 2)
+    chosen = moments[: max(budget // (2 * AROUND), 1)]
+    around = max(budget // (2 * max(len(chosen), 1)), 1)
     kept: list[tuple[int, int]] = []
-    for moment in moments[: max(budget // (2 * around), 1)]:
+    for moment in chosen:
         at = int(np.searchsorted(ordered, moment))
         kept.append((int(ordered[max(at - around, 0)]), int(ordered[min(at + around, total - 1)])))
     merged: list[list[int]] = []

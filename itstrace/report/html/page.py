@@ -21,6 +21,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 from itstrace.errors import UsageError
 from itstrace.report.html.model import Caps, model
@@ -99,7 +100,7 @@ def page(
             f"{folder}/report.js": script.encode(),
             f"{folder}/{_PLOTLY}": plotly.encode(),
         }
-        where = _attribute(folder)
+        where = _attribute(quote(folder))
         styled = f'<link rel="stylesheet" href="{where}/style.css">'
         scripted = f'<script src="{where}/report.js"></script>'
         plotted = f'<script type="text/plain" id="plotly"{known} data-src="{where}/{_PLOTLY}"></script>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from helpers.pages import page_of, written
 from helpers.tiny_analysis import hostile
 
 from itstrace import analyze
+from itstrace.report.html import Assets
 from itstrace.report.json import analysis_document
 from itstrace.report.story import known_lpis, story
 from itstrace.report.text import hexa, known
@@ -433,3 +435,24 @@ def test_paper_holds_the_verdict_and_every_finding(browser: Browser) -> None:
     count = browser.run("return document.querySelectorAll('#paper article.finding').length")
     assert count == len(analysis_of(SAMPLES / MISTAKES).findings)
     assert browser.run("return document.querySelector('#paper h1') !== null")
+
+
+@pytest.mark.parametrize("assets", [Assets.DIRECTORY, Assets.INLINE])
+def test_a_page_that_the_command_wrote_works(browser: Browser, tmp_path: Path, assets: Assets) -> None:
+    """Also one whose scripts stand in a folder beside it, under a name that a link must not break."""
+    path = tmp_path / "my report & 100% #1.html"
+    arguments = ["analyze", str(SAMPLES / DOUBLE), "--html", str(path), "--assets", assets]
+    subprocess.run([sys.executable, "-m", "itstrace.cli", *arguments], capture_output=True, check=True)
+    assert (tmp_path / "my report & 100% #1.files").exists() == (assets is Assets.DIRECTORY)
+
+    browser.requests()
+    browser.open(path, "view=timeline")
+    browser.wait("return document.querySelector('.plot[data-drawn]')")
+    assert "qemu-system-aar" in _commands_of(browser)
+    assert browser.heard() == []
+    assert browser.requests() == []
+
+
+def _commands_of(browser: Browser) -> str:
+    browser.go("view=commands")
+    return browser.texts(".commands .scroller")[0]

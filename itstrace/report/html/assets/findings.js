@@ -79,7 +79,7 @@ function viewFindings(main) {
   };
 }
 
-function findingCard(finding, { printed = false } = {}) {
+function findingCard(finding) {
   const path = pathOf(finding), stretch = stretchOf(finding);
   const links = (ids) => ids.map((id, at) => [at ? ", " : "", findingLink(id)]);
   const commands = finding.evidence.map((item, at) => [F.commandBySeq?.get(item.seq), at]).filter(([i]) => i !== undefined);
@@ -108,7 +108,7 @@ function findingCard(finding, { printed = false } = {}) {
     finding.subjects.length > 1 ? [el("h4", {}, "Everything that was hit"), subjectTable(finding)] : null,
     el("h4", {}, "What to do"), el("p", {}, prose(finding.advice)),
     el("h4", {}, "The same in a terminal"), finding.command.map(shell),
-    REPORT.pages[finding.code] ? el("details", { open: printed ? null : false }, el("summary", {}, `The rule ${finding.code} ${finding.name}`), el("div", { class: "rulepage" }, page(REPORT.pages[finding.code]))) : null);
+    REPORT.pages[finding.code] ? el("details", {}, el("summary", {}, `The rule ${finding.code} ${finding.name}`), el("div", { class: "rulepage" }, page(REPORT.pages[finding.code]))) : null);
 }
 
 function lpiWords(finding) {

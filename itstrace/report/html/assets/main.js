@@ -67,7 +67,7 @@ async function printable() {
   if (document.getElementById("paper")) return;
   const paper = el("div", { id: "paper" });
   viewVerdict(paper);
-  paper.append(el("h2", {}, "Findings"), ...inStories(REPORT.findings).slice(0, PRINTED).map(([finding]) => findingCard(finding, { printed: true })));
+  paper.append(el("h2", {}, "Findings"), ...inStories(REPORT.findings).slice(0, PRINTED).map(([finding]) => findingCard(finding)));
   if (REPORT.findings.length > PRINTED) paper.append(el("p", {}, `${PRINTED} of ${number(REPORT.findings.length)} findings printed`));
   viewCoverage(paper);
   document.body.append(paper);
@@ -79,4 +79,8 @@ globalThis.itstrace = Object.freeze({ report: REPORT, frames, story, seconds, du
 
 addEventListener("hashchange", show);
 theme();
-show().then(() => requestAnimationFrame(() => setTimeout(() => frames().then(() => { if (REPORT.findings.length <= PRINTED) document.documentElement.dataset.frames = "there"; }))));
+// The verdict is drawn first; then everything is unpacked, so that all else, paper included, finds it there.
+show().then(() => requestAnimationFrame(() => setTimeout(frames))).catch((error) => {
+  main.append(el("p", { class: "empty" }, "DecompressionStream" in globalThis ? `The report could not be drawn: ${error}` : "This browser is too old for this report: it cannot unpack its data. Any browser of 2023 or later can."));
+  throw error;
+});

@@ -27,7 +27,17 @@ function rowsOf(name, vm, intid) {
 }
 
 // Steps of an LPI: {seq, time, cpu, kind, text, row}. Sorted by the record that each comes from.
+const stories = new Map();
 function story(vm, intid) {
+  const key = `${vm}:${intid}`;
+  if (!stories.has(key)) {
+    if (stories.size > 40) stories.clear();
+    stories.set(key, lifeOf(vm, intid));
+  }
+  return stories.get(key);
+}
+
+function lifeOf(vm, intid) {
   const steps = [];
   const put = (seq, time, cpu, kind, text, more = {}) => steps.push({ seq, time, cpu: isKnown(cpu) ? cpu : null, kind, text, ...more });
   const M = F.mappings, mapped = rowsOf("mappings", vm, intid);

@@ -125,7 +125,12 @@ async function viewTimeline(main) {
   }
 
   async function draw() {
-    Plotly ??= await plotly();
+    try {
+      Plotly ??= await plotly();
+    } catch (error) {
+      plot.replaceChildren(el("p", { class: "empty" }, `${error.message}. Without --assets cdn it is in the page itself.`));
+      return;
+    }
     if (main.hidden) return;
     const { found, single } = traces();
     const step = niceStep((until - from) / Math.max(Math.floor((plot.clientWidth || 1000) / 150), 2));
@@ -234,7 +239,8 @@ async function drawLatencies(box) {
     { title: "in ns: p50, p99, max", wide: true, kind: "mono", cell: (n) => ["p50", "p99", "max"].map((each) => number(list[n][each])).join("  ") },
   ] });
   box.replaceChildren(el("div", { class: "cardhead" }, el("h3", {}, "Latency, MSI to list register"), choose), plot, drawn.length < list.length ? el("p", { class: "dim" }, `the ${drawn.length} slowest of ${number(list.length)} drawn; the table has all`) : null ?? "", grid.node);
-  const Plotly = await plotly();
+  const Plotly = await plotly().catch(() => null);
+  if (Plotly === null) return;
   const buckets = [...new Set([...rows.values()].flatMap((row) => [...row.keys()]))].sort((a, b) => a - b);
   const low = buckets[0] - 1, high = buckets.at(-1) + 1, columns = Array.from({ length: high - low + 1 }, (_, n) => low + n);
   const z = drawn.map((row) => columns.map((bucket) => rows.get(`${row.vm}:${row.id}`)?.get(bucket) ?? null));
