@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from itstrace.errors import UsageError
-from itstrace.report.html.model import Caps, model
+from itstrace.report.html.model import model
 from itstrace.report.html.pack import pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from itstrace.analysis import Analysis
+    from itstrace.report.html.frames import Caps
 
 #: Scripts in the order in which they build on one another.
 SCRIPTS: Final = (

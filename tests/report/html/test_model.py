@@ -9,7 +9,8 @@ import pytest
 from conftest import SAMPLES, analysis_of
 
 from itstrace.report.commands import command_documents
-from itstrace.report.html.model import Caps, Report, model
+from itstrace.report.html.frames import Caps
+from itstrace.report.html.model import Report, model
 from itstrace.report.json import analysis_document
 from itstrace.rules import RULES
 
