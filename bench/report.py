@@ -23,7 +23,7 @@ import make_capture
 from helpers import busy_capture
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from helpers.browser import Browser
 
@@ -120,13 +120,8 @@ def action(browser: Browser, page: Path, place: str, script: str) -> float:
     return float(browser.promised(_TIMED % (script + _DRAWN)))
 
 
-def median(runs: int, measured: Callable[[], float]) -> float:
-    """The median of some runs."""
-    return statistics.median(measured() for _ in range(runs))
-
-
-def measure_page(page: Path, runs: int) -> list[tuple[str, float]]:
-    """Rows of the browser's table, in ms."""
+def measure_page(page: Path, runs: int) -> Iterator[tuple[str, float]]:
+    """Rows of the browser's table, in ms, as they are measured."""
     from helpers.browser import CHROMIUM, DRIVER, Browser  # noqa: PLC0415  selenium may not be there
 
     if CHROMIUM is None or DRIVER is None:
@@ -135,15 +130,19 @@ def measure_page(page: Path, runs: int) -> list[tuple[str, float]]:
         browser = Browser(Path(profile))
         try:
             paints = [first_paint(browser, page) for _ in range(runs)]
-            rows = [
-                ("first contentful paint (the verdict)", statistics.median(paint for paint, _ in paints)),
-                ("everything unpacked", statistics.median(ready for _, ready in paints)),
-            ]
+            yield "first contentful paint (the verdict)", statistics.median(paint for paint, _ in paints)
+            yield "everything unpacked", statistics.median(ready for _, ready in paints)
             for name, place, script in ACTIONS:
-                rows.append((name, median(runs, lambda: action(browser, page, place, script))))  # noqa: B023
+                yield name, statistics.median(action(browser, page, place, script) for _ in range(runs))
         finally:
             browser.close()
-    return rows
+
+
+def in_browser(page: Path, runs: int) -> None:
+    """Print the browser's table."""
+    print("| in Chromium | median |\n| --- | --- |")
+    for name, took_ms in measure_page(page, runs):
+        print(f"| {name} | {took_ms:.0f} ms |", flush=True)
 
 
 def main() -> None:
@@ -154,8 +153,12 @@ def main() -> None:
     parser.add_argument("--msis", type=int, default=MSIS, help="how many MSIs (%(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="openings of the page per number (%(default)s)")
     parser.add_argument("--no-browser", action="store_true", help="do not open the page")
+    parser.add_argument("--page", type=Path, help="measure this page in the browser, and nothing else")
     parser.add_argument("--keep", type=Path, help="a folder for the capture and the page")
     args = parser.parse_args()
+    if args.page is not None:
+        in_browser(args.page, args.runs)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep or Path(temporary)
         folder.mkdir(exist_ok=True)
@@ -178,9 +181,7 @@ def main() -> None:
         verdict = "kept" if size <= WANTED_BYTES else "NOT kept"
         print(f"| size | | | {size / 1e6:.2f} MB, of {WANTED_BYTES / 1e6:.0f} MB promised: {verdict} |\n")
         if not args.no_browser:
-            print("| in Chromium | median |\n| --- | --- |")
-            for name, took_ms in measure_page(page, args.runs):
-                print(f"| {name} | {took_ms:.0f} ms |")
+            in_browser(page, args.runs)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ class Caps:
     """How much a page keeps at most, in rows."""
 
     #: Single events, all kinds together.
-    events: int = 120_000
-    commands: int = 100_000
+    events: int = 200_000
+    commands: int = 150_000
     #: Intervals of each table.
     intervals: int = 120_000
     lpis: int = 20_000

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     Times = npt.NDArray[np.int64]
 
 #: Bins over the whole capture, level by level.
-BINS: Final = (1024, 16384)
+BINS: Final = (1024, 4096, 16384)
+#: Bins of all vCPUs of one level, at most: with very many vCPUs the finer levels have none.
+_VCPU_BINS: Final = 300_000
 #: Where not all single events can be kept: so many on either side of a moment that matters, at least.
 AROUND: Final = 400
 #: Buckets of latencies: so many to a decade.
@@ -107,7 +109,10 @@ def _vcpu_bins(analysis: Analysis, bins: int, width: float) -> pl.DataFrame:
     edges = np.arange(bins + 1) * width
     obs, parts = analysis.observations, []
     runs = obs.runs.frame()
-    for vm, vcpu in obs.vcpus.select("vm", "vcpu").unique().sort("vm", "vcpu").iter_rows():
+    vcpus = obs.vcpus.select("vm", "vcpu").unique().sort("vm", "vcpu")
+    if bins > BINS[0] and bins * vcpus.height > _VCPU_BINS:
+        vcpus = vcpus.clear()
+    for vm, vcpu in vcpus.iter_rows():
         mine = (pl.col("vm") == vm) & (pl.col("vcpu") == vcpu)
         ran, held = runs.filter(mine), obs.fills.filter(mine)
         running = _covered(ran["enter_ns"], ran["exit_ns"].fill_null(ran["enter_ns"]), start, edges) / width

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,10 @@ import make_capture
 from conftest import SAMPLES, analysis_of
 from helpers import busy_capture
 from helpers.pages import page_of, written
-from helpers.tiny_analysis import hostile
+from helpers.tiny_analysis import hostile, tiny
 
 from itstrace import analyze
+from itstrace.findings import KnownBug, Subject
 from itstrace.report.html import Assets
 from itstrace.report.json import analysis_document
 from itstrace.report.story import known_lpis, story
@@ -456,3 +458,78 @@ def test_a_page_that_the_command_wrote_works(browser: Browser, tmp_path: Path, a
 def _commands_of(browser: Browser) -> str:
     browser.go("view=commands")
     return browser.texts(".commands .scroller")[0]
+
+
+def test_a_finding_shows_all_that_it_says_and_stands_with_what_follows_from_it(browser: Browser) -> None:
+    analysis = tiny()
+    cause = replace(
+        analysis.findings[0],
+        id="ITS401",
+        mechanism="flushed while in a list register",
+        worst="vCPU 0 waited 1.44 s at 100.001700",
+        guest_saw="The disk stalled.",
+        suspect=("vgic_flush_pending_lpis", "vgic_v3_fold_lr_state"),
+        known_bugs=(KnownBug("Flush leaves list registers", "v7.9", "CVE-2026-0000"),),
+        doubt="Records were lost just before.",
+        capture_next="fold_lr on all CPUs",
+        subjects=(
+            Subject(8, 0, 8192, (0, 1), 3, 100_001_700_499, 100_002_000_500),
+            Subject(9, 1, 8193, (1,), 2, 100_001_800_000, 100_001_900_000),
+        ),
+        leads_to=("ITS303",),
+    )
+    other = replace(analysis.findings[1], id="ITS901")
+    effect = replace(
+        analysis.findings[0], id="ITS303", code="ITS303", name="duplicate-delivery", caused_by=("ITS401",)
+    )
+    analysis.findings = [cause, other, effect]
+    browser.open(written("story", analysis), "finding=ITS401")
+
+    assert browser.texts(".list .code") == ["ITS401", "ITS303", "ITS901"]
+    assert browser.texts(".list .depth1 .code") == ["ITS303"]
+    facts = dict(
+        zip(browser.texts(".finding > .facts dt"), browser.texts(".finding > .facts dd"), strict=True)
+    )
+    assert facts == {
+        "about": "LPI 8192 (device 0x8, event 0), vCPUs 1 and 0",
+        "when": "100.001700499 to 100.002000500 (300 us)",
+        "how often": "5 times",
+        "what went wrong": cause.mechanism,
+        "worst": cause.worst,
+        "the guest saw": cause.guest_saw,
+        "suspect": "vgic_flush_pending_lpis, vgic_v3_fold_lr_state",
+        "known": "Flush leaves list registers (fixed: v7.9; CVE-2026-0000)",
+        "doubt": cause.doubt,
+        "record next": cause.capture_next,
+    }
+    assert [row[2] for row in browser.rows(".finding .scroller[aria-label^='what ITS401 hit']")] == [
+        "8192",
+        "8193",
+    ]
+    assert browser.texts(".finding .storyline") == ["Led to ITS303 duplicate-delivery."]
+    assert browser.texts(".finding .shell code") == [
+        "itstrace analyze tiny.dat --select ITS401",
+        "itstrace lpi tiny.dat 8192",
+        "itstrace tables tiny.dat --at 100.001700499",
+    ]
+    browser.all(".storyline a")[0].click()
+    browser.wait("return location.hash === '#finding=ITS303'")
+    browser.go("view=verdict")
+    assert "The guest saw: The disk stalled." in browser.texts(".told")[0]
+
+
+def test_a_wall_clock_is_shown_to_the_nanosecond(browser: Browser, tmp_path: Path) -> None:
+    """A time since 1970 does not fit a double: what is shown must be made of integers."""
+    path = page_of(DOUBLE)
+    start = analysis_of(SAMPLES / DOUBLE).start_ns
+    moved = tmp_path / "wall.html"
+    wall = 1_764_080_000_123_456_789
+    text = path.read_text(encoding="utf-8").replace(f'"origin_ns":"{start}"', f'"origin_ns":"{wall}"')
+    moved.write_text(text, encoding="utf-8")
+    browser.open(moved, "view=commands")
+
+    commands = analysis_of(SAMPLES / DOUBLE).observations.commands["time_ns"].to_list()
+    shown = [row[0] for row in browser.rows(".commands .scroller")]
+    assert shown == [seconds(time - (start or 0) + wall, 9) for time in commands[: len(shown)]]
+    offset = browser.run("return itstrace.parseTime(arguments[0])", shown[3])
+    assert offset == commands[3] - (start or 0)

@@ -1,5 +1,5 @@
 // The whole capture and any part of it: MSIs, commands, vCPUs, from bins down to single events, by levels of detail.
-const SINGLE_MOST = 5000;
+const SINGLE_MOST = 3000;
 let plotting = null;
 
 // plotly.js stands in the page as text; it is run when the first plot is drawn.
@@ -84,6 +84,26 @@ async function viewTimeline(main) {
     return rows.map((i) => { const at = pixels(from, time(i)); if (at - before < room) return null; before = at; return i; });
   };
 
+  // A share of each bin as one filled outline in its lane.
+  const steps = (V, rows, lane, width, name, paint, opacity) => {
+    const xs = [], ys = [], texts = [], places = [], base = lane + 0.39;
+    rows.forEach((i, at) => {
+      const a = V.bin[i] * width, b = a + width, top = base - Math.min(V[name][i] / 1000, 1) * 0.78;
+      if (at && V.bin[rows[at - 1]] !== V.bin[i] - 1) { xs.push(xs.at(-1), x(a)); ys.push(base, base); texts.push("", ""); places.push(null, null); }
+      if (!at) { xs.push(x(a)); ys.push(base); texts.push(""); places.push(null); }
+      const words = `vCPU ${V.vcpu[i]}: ${fixed(V.running[i] / 10, 1)} % in the guest, ${fixed(V.held[i] / 1000, 2)} list registers in use<br>${seconds(a, 6)} to ${seconds(b, 6)}`, where = { kind: "bin", from: a, to: b };
+      xs.push(x(a), x(b));
+      ys.push(top, top);
+      texts.push(words, words);
+      places.push(where, where);
+    });
+    xs.push(xs.at(-1));
+    ys.push(base);
+    texts.push("");
+    places.push(null);
+    return { type: "scatter", mode: "lines", fill: "toself", fillcolor: paint, opacity, line: { width: 0, color: paint }, x: xs, y: ys, yaxis: "y3", hoveron: "points", hoverinfo: "text", hovertext: texts, customdata: places };
+  };
+
   function traces() {
     const mine = only === null ? null : (T) => (i) => T.intid[i] === only;
     const found = [];
@@ -102,8 +122,10 @@ async function viewTimeline(main) {
         hovertext: held.map((i) => `LPI ${L.intid[i]} in list register ${known(L.lr[i])} of vCPU ${L.vcpu[i]}<br>${seconds(L.time_ns[i])}${isKnown(L.end_ns[i]) ? ` to ${seconds(L.end_ns[i])} (${duration(L.end_ns[i] - L.time_ns[i])})<br>${FOUND[L.state[i]] ?? "not read back"}` : ", to the end"}`), customdata: held.map((i) => ({ kind: "fill", i })) }));
       level.textContent = `single events: ${plural(rows.msis.length, "MSI")}, ${plural(rows.commands.length, "command")}, ${plural(rows.fills.length, "list register fill")}`;
     } else {
-      const wanted = REPORT.bins.findIndex((bins) => ((until - from) / SPAN) * bins >= 900);
-      const n = wanted < 0 ? REPORT.bins.length - 1 : wanted, width = SPAN / REPORT.bins[n], B = F[`bins${n}`], V = F[`vcpu_bins${n}`];
+      // The finest level of which not too many bins are in view.
+      const most = Math.min(Math.max(9000 / Math.max(lanes.length, 1), 260), 1400), share = (until - from) / SPAN;
+      const finest = (fits) => Math.max(0, REPORT.bins.findLastIndex((bins, at) => share * bins <= fits && (at === 0 || F[`vcpu_bins${at}`].rows || !F.vcpu_bins0.rows)));
+      const n = finest(most), width = SPAN / REPORT.bins[n], B = F[`bins${n}`], V = F[`vcpu_bins${n}`];
       const seen = (T, list = []) => { for (let i = 0; i < T.rows; i++) if ((T.bin[i] + 1) * width >= from && T.bin[i] * width <= until) list.push(i); return list; };
       const b = seen(B), v = seen(V).filter((i) => laneAt.has(`${V.vm[i]}:${V.vcpu[i]}`));
       const centre = (T) => (i) => x((T.bin[i] + 0.5) * width), rate = (count) => count / (width / 1e9);
@@ -111,9 +133,10 @@ async function viewTimeline(main) {
       const where = b.map((i) => ({ kind: "bin", from: B.bin[i] * width, to: (B.bin[i] + 1) * width }));
       found.push({ type: "bar", x: b.map(centre(B)), y: b.map((i) => rate(B.msis[i])), width: b.map(() => x(width)), yaxis: "y", marker: { color: colour("held") }, hoverinfo: "text", hovertext: b.map((i) => `${plural(B.msis[i], "MSI")}, ${number(B.refused[i])} refused<br>${span(i)}`), customdata: where });
       found.push({ type: "bar", x: b.map(centre(B)), y: b.map((i) => B.commands[i]), width: b.map(() => x(width)), yaxis: "y2", marker: { color: b.map((i) => colour(B.faults[i] ? "error" : "cmd")) }, hoverinfo: "text", hovertext: b.map((i) => `${plural(B.commands[i], "command")}, ${number(B.faults[i])} faulted<br>${span(i)}`), customdata: where });
-      const lane = (name, scale, most, paint) => ({ type: "bar", x: v.map(centre(V)), base: v.map((i) => laneAt.get(`${V.vm[i]}:${V.vcpu[i]}`) + 0.39), y: v.map((i) => -Math.min(V[name][i] / scale, most) * 0.78), width: v.map(() => x(width)), yaxis: "y3", marker: { color: paint }, hoverinfo: "text", hovertext: v.map((i) => `vCPU ${V.vcpu[i]}: ${fixed(V.running[i] / 10, 1)} % in the guest, ${fixed(V.held[i] / 1000, 2)} list registers in use<br>${seconds(V.bin[i] * width, 6)} to ${seconds((V.bin[i] + 1) * width, 6)}`), customdata: v.map((i) => ({ kind: "bin", from: V.bin[i] * width, to: (V.bin[i] + 1) * width })) });
-      found.push(lane("running", 1000, 1, colour("run")));
-      found.push({ ...lane("held", 1000, 1, colour("held")), opacity: 0.85 });
+      found.push(...lanes.flatMap((lane, at) => {
+        const mine = v.filter((i) => V.vm[i] === lane.vm && V.vcpu[i] === lane.vcpu).sort((a, b) => V.bin[a] - V.bin[b]);
+        return mine.length ? [steps(V, mine, at, width, "running", colour("run"), 1), steps(V, mine, at, width, "held", colour("held"), 0.85)] : [];
+      }));
       level.textContent = `level ${n + 1} of ${REPORT.bins.length + 1}: bins of ${duration(width)}; ${REPORT.single.whole ? "zoom in for single events" : "single events are kept where the axis is marked: zoom in there"}${only === null ? "" : "; bins are of all LPIs"}`;
     }
     const symbols = { error: "diamond", warning: "triangle-up", note: "circle" };
@@ -164,7 +187,10 @@ async function viewTimeline(main) {
         if (a !== undefined) to(Math.round(a * 1e9), Math.round(b * 1e9));
       });
       plot.on("plotly_doubleclick", () => zoom(4));
-      plot.on("plotly_click", (event) => pick(event.points.map((point) => point.customdata).find((each) => each.kind !== "run") ?? event.points[0].customdata));
+      plot.on("plotly_click", (event) => {
+        const places = event.points.map((point) => point.customdata).filter(Boolean);
+        if (places.length) pick(places.find((each) => each.kind !== "run") ?? places[0]);
+      });
     }
     plot.dataset.drawn = single ? "single" : "bins";
   }
