@@ -13,6 +13,8 @@ from itstrace.report.html import page
 from itstrace.rules import RULES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from itstrace import Analysis
 
 COMMS = {10538: "qemu-system-aar"}
@@ -23,11 +25,11 @@ def _folder() -> Path:
     return Path(mkdtemp(prefix="itstrace-pages-"))
 
 
-def written(name: str, analysis: Analysis) -> Path:
+def written(name: str, analysis: Analysis, comms: Mapping[int, str] | None = None) -> Path:
     """The page of an analysis, in a file."""
     path = _folder() / f"{name}.html"
     if not path.exists():
-        made = page(analysis, pages=lambda code: RULES[code].page, rules=len(RULES), comms=COMMS)
+        made = page(analysis, pages=lambda code: RULES[code].page, rules=len(RULES), comms=comms or COMMS)
         path.write_text(made.html, encoding="utf-8")
     return path
 

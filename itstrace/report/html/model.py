@@ -214,6 +214,8 @@ def _same_in_terminal(analysis: Analysis, finding: Finding, naming: Naming) -> l
     """Command lines that show the same."""
     file = _file(analysis)
     lines = [f"itstrace analyze {file} --select {finding.code}"]
+    if len(analysis.info.paths) > 1:  # only `analyze` takes the parts of a capture
+        return lines
     if finding.intid is not None:
         vm = f" --vm {finding.vm}" if naming.many_vms and finding.vm is not None else ""
         lines.append(f"itstrace lpi {file} {finding.intid}{vm}")

@@ -18,6 +18,7 @@ from conftest import SAMPLES, analysis_of
 from helpers import busy_capture
 from helpers.pages import page_of, written
 from helpers.tiny_analysis import hostile, tiny
+from helpers.tiny_capture import HOSTILE
 
 from itstrace import analyze
 from itstrace.findings import KnownBug, Subject
@@ -382,7 +383,7 @@ def test_the_timeline_zooms_to_single_events(browser: Browser) -> None:
 
 def test_hostile_text_stays_text(browser: Browser) -> None:
     browser.requests()
-    path = written("hostile", hostile())
+    path = written("hostile", hostile(), {4711: HOSTILE, 4712: HOSTILE})
     for view in VIEWS:
         browser.open(path, f"view={view}")
         ours = browser.run(
@@ -393,6 +394,8 @@ def test_hostile_text_stays_text(browser: Browser) -> None:
     assert "<script>" in browser.texts(".finding .message")[0]
     assert "\\u202e" in browser.texts(".finding .message")[0]
     assert "\u202e" not in browser.run("return document.body.innerText")
+    browser.open(path, "view=commands")
+    assert all("<script>" in row[2] for row in browser.rows(".commands .scroller"))
     assert browser.heard() == []
     assert browser.requests() == []
 

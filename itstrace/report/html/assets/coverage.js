@@ -16,7 +16,7 @@ function viewCoverage(main) {
         el("section", { class: "card" }, el("h3", {}, "What was not, and how to record it"), REPORT.missing.length ? REPORT.missing.map((one) => el("div", { class: "missing" },
           el("h4", { class: "mono" }, one.observation), el("p", {}, one.what),
           one.record.length ? el("p", {}, "Record ", one.record.map(([event, func], at) => [at ? ", " : "", el("code", {}, event), el("span", { class: "dim" }, ` (${func})`)]), ".") : el("p", { class: "dim" }, `No log of ${REPORT.host} tells it.`),
-          one.stops.length ? el("p", { class: "dim" }, `Without it could not run: ${listed(one.stops)}.`) : null)) : el("p", {}, "Everything that a rule needs was recorded.")),
+          one.stops.length ? el("p", { class: "dim" }, `Without it could not run: ${listed(one.stops)}.`) : null)).concat(el("p", { class: "dim" }, "How each probe is defined stands in docs/recording.md of itstrace.")) : el("p", {}, "Everything that a rule needs was recorded.")),
         el("section", { class: "card" }, el("h3", {}, "Rules that could not run"), small({ label: "rules that could not run", rows: skipped, none: "all rules ran", columns: [
           { title: "rule", kind: "mono", cell: (row) => row.code }, { title: "name", cell: (row) => row.name }, { title: "misses", kind: "mono", wide: true, cell: (row) => row.missing.join(", ") }] })),
         el("section", { class: "card" }, el("h3", {}, "Lost records"), small({ label: "lost records", rows: lost, none: "none that the capture tells of", columns: [

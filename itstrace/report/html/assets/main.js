@@ -5,24 +5,31 @@ const made = new Map();
 const main = document.getElementById("main");
 const nav = document.getElementById("views");
 
+// Views take time to make; whoever goes elsewhere meanwhile is not called back.
 async function show() {
-  const where = route();
+  const { view } = route();
   for (const link of nav.children) {
-    if (link.dataset.view === where.view) link.setAttribute("aria-current", "page");
+    if (link.dataset.view === view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  for (const [name, { section }] of made) section.hidden = name !== where.view;
-  if (!made.has(where.view)) {
-    const section = el("section", { class: `view ${where.view}`, id: `view-${where.view}` });
+  for (const [name, { section }] of made) section.hidden = name !== view;
+  if (!made.has(view)) {
+    const section = el("section", { class: `view ${view}`, id: `view-${view}` });
     main.append(section);
-    made.set(where.view, { section });
-    if (NEEDS_FRAMES.has(where.view)) await frames();
-    made.get(where.view).does = (await MAKE[where.view](section)) ?? {};
+    made.set(view, { section, making: make(view, section) });
   }
-  const { does } = made.get(where.view);
-  document.title = `${plain(VIEWS.find(([name]) => name === where.view)[1])} \u00b7 ${plain(REPORT.capture.path.split("/").at(-1))} \u00b7 itstrace`;
-  await does?.update?.(where);
+  const does = await made.get(view).making;
+  const where = route();
+  if (where.view !== view) return;
+  made.get(view).does = does;
+  document.title = `${plain(VIEWS.find(([name]) => name === view)[1])} \u00b7 ${plain(REPORT.capture.path.split("/").at(-1))} \u00b7 itstrace`;
+  await does.update?.(where);
   document.documentElement.dataset.ready = location.hash || "#";
+}
+
+async function make(view, section) {
+  if (NEEDS_FRAMES.has(view)) await frames();
+  return (await MAKE[view](section)) ?? {};
 }
 
 function theme(next) {

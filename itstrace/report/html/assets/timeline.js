@@ -43,7 +43,9 @@ async function viewTimeline(main) {
   const bar = filters([{ name: "only", label: "Only LPI", placeholder: "8193" }], ({ only }) => change({ only: only || null }, { replace: true }));
   plot.style.setProperty("height", `${Math.min(290 + lanes.length * 46, 900)}px`);
   const latencyBox = el("section", { class: "card", id: "latency" });
-  main.append(heading("Timeline", level), el("div", { class: "card" }, el("div", { class: "plotbar" }, bar.node,
+  const kinds = ["msis", "queueings", "fills", "retargets", "configs", "runs"].map((name) => REPORT.kept[name]);
+  const sums = [0, 1].map((at) => kinds.reduce((sum, each) => sum + each[at], 0));
+  main.append(heading("Timeline", level), capped(sums, "single events", `itstrace events ${REPORT.file} ${REPORT.coverage.observations.INJECTIONS.events[0] ?? ""}`.trim()) ?? "", el("div", { class: "card" }, el("div", { class: "plotbar" }, bar.node,
     el("span", { class: "buttons" }, button("\u2212", () => zoom(2), { "aria-label": "zoom out" }), button("+", () => zoom(0.5), { "aria-label": "zoom in" }), button("\u2190", () => move(-0.25), { "aria-label": "earlier" }), button("\u2192", () => move(0.25), { "aria-label": "later" }), button("all", () => to(0, SPAN))), told), plot, picked,
     el("div", { class: "legend" }, el("span", {}, el("span", { class: "swatch run" }), "vCPU in the guest"), el("span", {}, el("span", { class: "swatch held" }), "LPIs in list registers (single events: one colour an LPI)"), el("span", {}, "\u25c6 \u25b2 \u25cf findings"), el("span", {}, el("span", { class: "swatch lost" }), "records lost"))), latencyBox);
   let from = 0, until = SPAN, only = null, Plotly = null, quiet = false, saving = null;
@@ -132,7 +134,7 @@ async function viewTimeline(main) {
       const span = (i) => `${seconds(B.bin[i] * width, 6)} to ${seconds((B.bin[i] + 1) * width, 6)}`;
       const where = b.map((i) => ({ kind: "bin", from: B.bin[i] * width, to: (B.bin[i] + 1) * width }));
       found.push({ type: "bar", x: b.map(centre(B)), y: b.map((i) => rate(B.msis[i])), width: b.map(() => x(width)), yaxis: "y", marker: { color: colour("held") }, hoverinfo: "text", hovertext: b.map((i) => `${plural(B.msis[i], "MSI")}, ${number(B.refused[i])} refused<br>${span(i)}`), customdata: where });
-      found.push({ type: "bar", x: b.map(centre(B)), y: b.map((i) => B.commands[i]), width: b.map(() => x(width)), yaxis: "y2", marker: { color: b.map((i) => colour(B.faults[i] ? "error" : "cmd")) }, hoverinfo: "text", hovertext: b.map((i) => `${plural(B.commands[i], "command")}, ${number(B.faults[i])} faulted<br>${span(i)}`), customdata: where });
+      found.push({ type: "bar", x: b.map(centre(B)), y: b.map((i) => B.commands[i]), width: b.map(() => x(width)), yaxis: "y2", marker: { color: b.map((i) => colour(B.faults[i] ? "error" : "cmd")), pattern: { shape: b.map((i) => (B.faults[i] ? "x" : "")), size: 4 } }, hoverinfo: "text", hovertext: b.map((i) => `${plural(B.commands[i], "command")}, ${number(B.faults[i])} faulted<br>${span(i)}`), customdata: where });
       found.push(...lanes.flatMap((lane, at) => {
         const mine = v.filter((i) => V.vm[i] === lane.vm && V.vcpu[i] === lane.vcpu).sort((a, b) => V.bin[a] - V.bin[b]);
         return mine.length ? [steps(V, mine, at, width, "running", colour("run"), 1), steps(V, mine, at, width, "held", colour("held"), 0.85)] : [];
