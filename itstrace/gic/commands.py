@@ -179,7 +179,7 @@ FIELDS: Mapping[Opcode, Mapping[str, BitField]] = MappingProxyType(
 )
 
 #: How `describe` calls a field, and whether it prints it in hex.
-_LABELS: Mapping[str, tuple[str, bool]] = MappingProxyType(
+LABELS: Mapping[str, tuple[str, bool]] = MappingProxyType(
     {
         "device_id": ("DeviceID", True),
         "event_id": ("EventID", False),
@@ -372,7 +372,7 @@ def describe(command: Command) -> str:
         del values["intid"]  # it is the EventID, which stands in the line already
     words = [command.name]
     for name, value in values.items():
-        label, in_hex = _LABELS[name]
+        label, in_hex = LABELS[name]
         words.append(f"{label} 0x{value:x}" if in_hex else f"{label} {value}")
     return " ".join(words)
 
