@@ -10,7 +10,7 @@ from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.observe.catalogue import PROBES as PLACES
 from itstrace.observe.joins import after, before
 from itstrace.rules._effects import PROBES, compared, seen
-from itstrace.rules._judged import Judged, judged
+from itstrace.rules._judged import Judged, judged, unless_lost
 from itstrace.rules.case import NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
@@ -92,8 +92,9 @@ def command_without_effect(case: Case) -> Iterator[Finding]:
     A command which, by the tables as they were, KVM had to carry out, and for which what KVM does for such a command
     was not seen before its task went on: a device, event or collection allocated or freed, an LPI given to another
     vCPU, an MSI triggered, a configuration read, a latch cleared. Also one that did that to something else, one that
-    did it twice or although it must fail, and a call of update_affinity after which the LPI still has its old target. A
-    command that failed only because an earlier one did is not reported again.
+    did it twice or although it must fail, what was done while no command was under way, and a call of update_affinity
+    after which the LPI still has its old target. A command that failed only because an earlier one did is not reported
+    again.
 
     ## Why it matters
     KVM reports no command as failed, and the guest cannot ask: it goes on as if the interrupt were mapped, moved or
@@ -113,11 +114,15 @@ def command_without_effect(case: Case) -> Iterator[Finding]:
     Compare what the evidence shows between the command and the record after it with the handler of that command in
     vgic-its.c, and `itstrace tables --at` that moment with the kernel's vgic-its-state@....
     """
-    for one in judged(case):
-        if one.follows is None and not one.only_invalidation and not one.only_configuration:
-            yield _failed(case, one)
+    failed = (
+        _failed(case, one)
+        for one in judged(case)
+        if one.follows is None and not one.only_invalidation and not one.only_configuration
+    )
+    yield from unless_lost(case, failed)
     yield from _misdirected(case)
-    yield from _untaken(case)
+    yield from unless_lost(case, _of_no_command(case))
+    yield from unless_lost(case, _untaken(case))
     yield from _not_cleared(case)
 
 
@@ -292,6 +297,45 @@ def _misdirected(case: Case) -> Iterator[Finding]:
             )
 
 
+def _of_no_command(case: Case) -> Iterator[Finding]:
+    """LPIs retargeted, devices and events allocated by a vCPU's task that was carrying out no command.
+
+    Only commands do that, and restoring saved tables, which is the VMM's task.
+    """
+    obs = case.observations
+    rows = seen(case).filter(
+        pl.col("command_seq").is_null() & pl.col("what").is_in(["retarget", "alloc_device", "alloc_event"])
+    )
+    rows = rows.filter(pl.col("pid").is_in(obs.vcpus["pid"].implode()))
+    # A task that is first seen in the middle of its commands was carrying out one that came before the capture.
+    rows = before(rows, obs.commands, last="seq", since_ns="time_ns").drop_nulls("last")
+    rows = after(rows, obs.commands, _lost="lost_before").filter(~pl.col("_lost").fill_null(value=False))
+    ends = obs.vms.select("vm", _gone=pl.col("to_seq").fill_null(NEVER))
+    rows = rows.join(ends, on="vm", how="left", maintain_order="left").filter(pl.col("seq") < pl.col("_gone"))
+    for row in case.without_lost(rows, "since_ns", "time_ns").iter_rows(named=True):
+        done = (
+            _DONE[row["what"]]
+            .replace("another", "a")
+            .replace("a event", "an event")
+            .replace("a LPI", "an LPI")
+        )
+        yield case.finding(
+            f"{_call(row)[0].upper()}{_call(row)[1:]} at {seconds(row['time_ns'])}, though its task was carrying out no command.",
+            mechanism=f"no command {done}",
+            confidence=Confidence.LIKELY,
+            doubt="The command that did it may not have been recorded.",
+            capture_next="its_cmd_off (vgic_its_process_commands, inside its loop)",
+            vm=row["vm"],
+            its=row["its"],
+            device_id=row["device_id"],
+            event_id=row["event_id"],
+            intid=row["intid"],
+            time_ns=row["time_ns"],
+            end_ns=row["time_ns"],
+            seqs=first_some([row["last"], row["seq"]]),
+        )
+
+
 def _untaken(case: Case) -> Iterator[Finding]:
     """Calls of update_affinity after which the LPI still does not have the target that it was given.
 
@@ -308,7 +352,6 @@ def _untaken(case: Case) -> Iterator[Finding]:
         how="inner",
         maintain_order="left",
     ).drop_nulls("end_seq")
-    rows = before(rows, obs.retargets, LPI, _called_before="seq")
     rows = after(rows, obs.retargets, LPI, called="seq", irq="irq")
     # From the command's end on: what was queued within it may have been so before its target changed.
     late = rows.with_columns(command_seq="seq", seq="end_seq")
@@ -344,7 +387,9 @@ def _untaken(case: Case) -> Iterator[Finding]:
         on=["command_seq", "intid"],
         how="anti",
     )
-    wrong = case.without_lost(wrong, "time_ns", "shown_ns")
+    wrong = case.without_lost(wrong, "time_ns", "shown_ns").drop("seq").rename({"command_seq": "asked"})
+    wrong = case.without_lost_commands(wrong.with_columns(seq="shown"), "asked").drop("seq")
+    wrong = wrong.rename({"asked": "command_seq"})
     for row in wrong.sort("command_seq").iter_rows(named=True):
         text = case.command_text(row["command_seq"])
         yield case.finding(

@@ -333,6 +333,21 @@ def test_what_a_command_did_besides_is_found(corpus: Path, kernel: str) -> None:
         assert _blaming(_again(analysis, shifted), row["seq"] - 1) == [("ITS207", mechanism)]
 
 
+def test_what_a_task_does_without_a_command_is_found() -> None:
+    """An LPI retargeted while its vCPU's task was about to enter the guest."""
+    analysis = analysis_of(SAMPLES / SAMPLE["6.12"])
+    obs = analysis.observations
+    done = obs.retargets.row(3, named=True)
+    entered = obs.runs.next_entry_of_task(obs.retargets.filter(pl.col("seq") == done["seq"]))["entry_seq"][0]
+    later = obs.retargets.with_columns(
+        seq=pl.when(pl.col("seq") == done["seq"]).then(entered).otherwise("seq").cast(pl.UInt64)
+    ).sort("seq")
+    found = _again(analysis, replace(obs, retargets=later))
+
+    assert [one.mechanism for one in found if not one.blames] == ["no command retargeted an LPI"]
+    assert [one.intid for one in found if not one.blames] == [done["intid"]]
+
+
 @pytest.mark.parametrize(
     ("opcode", "frame"), [("MAPTI", "allocations"), ("MOVI", "retargets"), ("MAPD", "allocations")]
 )
