@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from itstrace.findings import Confidence, Finding, Kind, Severity
+from itstrace.gic import registers as reg
 from itstrace.observe.catalogue import PROBES as PLACES
 from itstrace.observe.joins import after, before
 from itstrace.rules._effects import PROBES, compared, seen
@@ -62,6 +63,9 @@ _SEES: Final = {
     "INV": "An interrupt that was enabled does not come, or one that was disabled still does.",
     "INVALL": "Interrupts that were enabled do not come, or some that were disabled still do.",
 }
+#: GITS_BASER<n>.Indirect, bit 62. Spec: IHI 0069H, GITS_BASER<n>.
+_INDIRECT: Final = 62
+#: Where a handler is not called as its command is.
 _HANDLERS: Final = {"MAPTI": "mapi", "MAPI": "mapi"}
 
 
@@ -106,9 +110,10 @@ def command_without_effect(case: Case) -> Iterator[Finding]:
 
     ## When it is wrong
     Where an effect's probe was never seen to fire, it may not have been switched on: then it is a note. A probe that was
-    missed (ITS906) looks the same as an effect that was not there. The guest's own
-    mistakes that only its memory shows look the same: an ITT or a device table that lies outside its memory.
-    Commands near lost records, and those that rest on entries that are only assumed, are left out.
+    missed (ITS906) looks the same as an effect that was not there. So do mistakes of the guest that only its memory
+    shows: an ITT or a device table that lies outside its memory, an entry of the device table's first level that is not
+    valid on kernels whose reads of it are not recorded. Commands near lost records, and those that rest on entries that
+    are only assumed, are left out.
 
     ## What to do
     Compare what the evidence shows between the command and the record after it with the handler of that command in
@@ -153,13 +158,9 @@ def _failed(case: Case, one: Judged) -> Finding:
     else:
         mechanism = f"{one.opcode} also {_DONE[other[0]]}"
         said = f"also {_DONE[other[0]]}: there was {_shown(one.extra)}"
-    if one.mapped is not None and one.follows is None and one.missing and not one.trace:
-        said += f", and the event was {'still' if one.opcode == 'DISCARD' else ''} mapped afterwards"
-        said = (
-            said
-            if one.mapped
-            else said.replace("was  mapped", "was not mapped").replace("was still", "was not")
-        )
+    if one.mapped is not None and one.missing and not one.trace:
+        still = "still " if one.opcode == "DISCARD" else ""
+        said += f", and the event was {still if one.mapped else 'not '}mapped afterwards"
     about = next((row for row in one.missing if row["intid"] is not None), (one.missing or one.extra)[0])
     about = {**about, "device_id": one.command.device_id, "event_id": one.command.event_id}
     return case.finding(
@@ -213,6 +214,12 @@ def _confidence(case: Case, one: Judged) -> dict[str, Any]:
             "doubt": "Records are missing in this capture that no buffer lost (ITS906): this one's may be, too.",
             "capture_next": "kprobe_profile of tracefs, whose last column counts missed probes",
         }
+    if one.opcode == "MAPD" and not case.recorded("guest_read") and _two_levels(case, one):
+        return {
+            "confidence": Confidence.LIKELY,
+            "doubt": "The device table has two levels, and whether the first has an entry for the device is not recorded.",
+            "capture_next": "kvm_read_guest at its return, with what was read",
+        }
     itss = case.observations.itss
     whole = itss.filter((pl.col("vm") == one.row["vm"]) & (pl.col("its") == one.row["its"]))["complete"]
     if whole.all():
@@ -224,12 +231,25 @@ def _confidence(case: Case, one: Judged) -> dict[str, Any]:
     }
 
 
+def _two_levels(case: Case, one: Judged) -> bool:
+    """GITS_BASER0.Indirect of the ITS, as it was written last."""
+    writes = case.observations.register_writes.filter(
+        (pl.col("vm") == one.row["vm"])
+        & (pl.col("its") == one.row["its"])
+        & (pl.col("offset") == reg.GITS_BASER)
+        & (pl.col("seq") < one.seq)
+    )
+    return not writes.is_empty() and bool(writes["value"][-1] >> _INDIRECT & 1)
+
+
 def _suspect(one: Judged) -> tuple[str, ...]:
     """The command's handler, and what it did not call or called for something else."""
-    handler = _HANDLERS.get(one.opcode, one.opcode.lower())
+    handler = f"cmd_handle_{_HANDLERS.get(one.opcode, one.opcode.lower())}"
+    if one.opcode not in _SEES:
+        handler = "handle_command"
     what = [row["what"] for row in (*one.missing, *one.extra)]
     called = (PLACES[PROBES[each][0]].function for each in dict.fromkeys(what))
-    return (f"vgic_its_cmd_handle_{handler}", *called)
+    return (f"vgic_its_{handler}", *called)
 
 
 def _wanted(one: Judged) -> str:

@@ -488,6 +488,36 @@ def test_in_a_capture_that_begins_late_it_is_likely_at_best() -> None:
     assert found[0].doubt
 
 
+def test_a_device_of_a_two_level_table_is_likely_only_where_the_first_level_was_not_recorded() -> None:
+    analysis = analysis_of(SAMPLES / SAMPLE["6.1"])
+    obs = analysis.observations
+    row = _commands(analysis, "MAPD", valid=True)[0]
+    base = (pl.col("offset") == 0x100).cast(pl.UInt64)
+    levels = obs.register_writes.with_columns(value=pl.col("value") | base * 2**62)
+    found = [
+        [one.confidence for one in _again(analysis, made) if row["seq"] in one.blames]
+        for made in (_ignored(obs, row), replace(_ignored(obs, row), register_writes=levels))
+    ]
+
+    assert found == [[Confidence.CERTAIN], [Confidence.LIKELY]]
+
+
+def test_a_device_that_the_first_level_has_no_entry_for_is_the_guest_s_mistake() -> None:
+    """KVM reads the entry, which is not valid, and maps nothing."""
+    analysis = analysis_of(SAMPLES / SAMPLE["6.12"])
+    obs = analysis.observations
+    row = _commands(analysis, "MAPD", valid=True)[0]
+    read = obs.guest_reads.filter(pl.col("size_bytes") == 32).head(1)
+    entry = read.with_columns(seq=row["seq"], pid=row["pid"], size_bytes=8, value=0).cast(read.schema)
+    gone = _ignored(obs, row)
+    # One record earlier, for there to be a place after it.
+    moved = gone.commands.with_columns(seq=pl.col("seq") - (pl.col("seq") == row["seq"]).cast(pl.UInt64))
+    refused = replace(gone, commands=moved, guest_reads=pl.concat([gone.guest_reads, entry]).sort("seq"))
+
+    assert _blaming(_again(analysis, gone), row["seq"])
+    assert not _blaming(_again(analysis, refused), row["seq"] - 1)
+
+
 # --- ITS202
 
 
