@@ -764,6 +764,29 @@ def test_a_byte_that_is_not_what_the_lpi_has_is_found(
     assert _blaming(found, row["seq"]) == [("ITS205", mechanism)]
 
 
+def test_a_write_to_invlpir_that_reads_nothing_is_found() -> None:
+    """Linux guests send no INV: they write the register."""
+    analysis = analysis_of(SAMPLES / "7.3-migrate.dat")
+    obs = analysis.observations
+    asked = obs.vm_events.filter(pl.col("what") == "invlpir").row(3, named=True)
+    mine = (
+        (pl.col("pid") == asked["pid"]) & (pl.col("intid") == asked["intid"]) & (pl.col("seq") > asked["seq"])
+    )
+    call = obs.config_calls.filter(mine)["seq"][0]
+    uncalled = obs.config_calls.filter(pl.col("seq") != call)
+    empty = obs.config_calls.with_columns(
+        pl.when(pl.col("seq") != call).then(name).alias(name) for name in ("read_seq", "read_gpa", "value")
+    )
+    for calls in (uncalled, empty):
+        made = _again(analysis, replace(obs, config_calls=calls))
+        found = [one for one in made if one.mechanism == "the property byte was not read"]
+
+        assert [(one.code, one.intid, one.blames) for one in found] == [
+            ("ITS205", asked["intid"], (asked["seq"],))
+        ]
+        assert "GICR_INVLPIR" in found[0].message
+
+
 @pytest.mark.corpus
 @pytest.mark.parametrize("kernel", ["6.12", "7.3"])
 def test_invall_takes_over_only_the_bytes_of_its_vcpu(corpus: Path, kernel: str) -> None:
