@@ -5,11 +5,13 @@ Shared by ITS202 (only the cache was not dropped), ITS205 (only the configuratio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from itstrace.findings import Severity
 from itstrace.gic.commands import Opcode, decode
 from itstrace.gic.faults import Fault
 from itstrace.observe.joins import after, before
@@ -17,8 +19,9 @@ from itstrace.rules._effects import compared, seen
 from itstrace.rules.case import NEVER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from itstrace.findings import Finding
     from itstrace.gic.commands import Command
     from itstrace.rules.case import Case
 
@@ -27,6 +30,8 @@ Row = dict[str, Any]
 Key = tuple[Any, ...]
 EVENT = ["vm", "its", "device_id", "event_id"]
 LPI = ["vm", "intid"]
+#: So often it is no accident of a capture that lost a few records and does not say so.
+_OFTEN = 3
 #: A level-1 or device table entry of 8 bytes, bit 63: Valid. Kernel: vgic-its.c:vgic_its_check_id (v6.12)
 _VALID = 1 << 63
 
@@ -104,7 +109,7 @@ def _judge(case: Case) -> list[Judged]:
         case.history.verdicts.select("seq", "text", "verdict"), on="seq", how="left", maintain_order="left"
     )
     suspects = commands.filter(pl.col("seq").is_in(list(flagged)) & pl.col("end_seq").is_not_null())
-    suspects = case.without_lost(suspects, "time_ns", "end_ns")
+    suspects = case.without_lost_commands(case.without_lost(suspects, "time_ns", "end_ns"), "seq")
     refused = _refused_devices(case, suspects)
     found = {
         row["seq"]: Judged(row["seq"], row, decode((row["dw0"], row["dw1"], row["dw2"], row["dw3"])))
@@ -132,6 +137,15 @@ def _judge(case: Case) -> list[Judged]:
             one.missing = [row for row in one.missing if not row["fresh"]]
     left = {seq for seq, one in found.items() if not one.refused and (one.missing or one.extra)}
     return [found[seq] for seq in commands["seq"].to_list() if seq in left]
+
+
+def unless_lost(case: Case, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Findings that rest on what was not seen: notes, where losses are not told and it happened once or twice only."""
+    found = list(findings)
+    often = Counter(one.mechanism for one in found)
+    for one in found:
+        rare = not case.losses_told and often[one.mechanism] < _OFTEN
+        yield replace(one, severity=Severity.NOTE) if rare else one
 
 
 # --- what looks like it and is not

@@ -10,7 +10,7 @@ from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.gic import registers as reg
 from itstrace.gic.lpi import FIRST_LPI
 from itstrace.observe.joins import after, before
-from itstrace.rules._judged import judged
+from itstrace.rules._judged import judged, unless_lost
 from itstrace.rules.case import NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
@@ -64,8 +64,7 @@ def config_not_applied(case: Case) -> Iterator[Finding]:
     configuration table.
     """
     calls = _named(case)
-    yield from _unread(case, calls)
-    yield from _uncalled(case)
+    yield from unless_lost(case, [*_unread(case, calls), *_uncalled(case)])
     yield from _misplaced(case, calls)
     yield from _not_taken(case, calls)
     yield from _changed(case, calls)
