@@ -82,7 +82,7 @@ ACTIONS: Final = (
         ),
     ),
     ("LPIs, first shown", "view=verdict", _to("view=lpis", ".lpis .grid td")),
-    ("life of an LPI, opened", "view=lpis", _to("lpi=0:8200", ".life h3")),
+    ("life of an LPI, opened", "view=lpis", _to("lpi=0:8200", ".life h2")),
     ("commands, first shown", "view=verdict", _to("view=commands", ".commands .grid td")),
     (
         "commands, searched",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 
 from itstrace.findings import Severity
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from itstrace.analysis import Analysis
+
+
+#: Moments, evenly spaced, around which single events are kept beside those of findings.
+_ELSEWHERE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,8 @@ def _stretches(analysis: Analysis, budget: int) -> levels.Stretches:
     for one in analysis.findings:
         moments += [record.time_ns for record in one.evidence]
         moments += [subject.time_ns for subject in one.subjects if subject.time_ns is not None]
+    # And some of what is nobody's fault, so that everywhere single events are not far.
+    moments += np.linspace(start, analysis.end_ns or start, _ELSEWHERE, dtype=np.int64).tolist()
     # In this order, each once.
     moments = list(dict.fromkeys(moments))
     return levels.stretches(times, moments, (start, analysis.end_ns or start), budget)

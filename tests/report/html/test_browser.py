@@ -80,10 +80,10 @@ def test_a_page_of_a_million_msis_opens_and_answers(
     assert any(shown in text for text in browser.texts(".capped"))
     assert all(row[4].startswith("MAPTI DeviceID 0x3") for row in browser.rows(".commands .scroller"))
     browser.go("t=110.5")
-    assert browser.texts(".tablebox.events h3")[0].startswith("Events")
+    assert browser.texts(".tablebox.events h2")[0].startswith("Events")
     tables = analysis.at(110_500_000_000)
     assert tables.events is not None
-    assert browser.texts(".tablebox.events h3 .dim") == [str(tables.events.height)]
+    assert browser.texts(".tablebox.events h2 .dim") == [str(tables.events.height)]
     browser.go("lpi=0:8200")
     assert "itstrace lpi" in browser.texts(".life .shell code")[0]
     assert browser.heard() == []
@@ -293,9 +293,9 @@ def test_filters_narrow_the_findings(browser: Browser) -> None:
 
 def test_permalinks_lead_to_findings_lpis_commands_and_times(browser: Browser) -> None:
     browser.open(page_of(DOUBLE), "finding=ITS401")
-    assert browser.texts(".finding h3")[0].endswith("ITS401 double-pending")
+    assert browser.texts(".finding h2")[0].endswith("ITS401 double-pending")
     browser.open(page_of(DOUBLE), "lpi=0:8193")
-    assert browser.texts(".life h3")[0].startswith("LPI 8193")
+    assert browser.texts(".life h2")[0].startswith("LPI 8193")
     browser.open(page_of(DOUBLE), "t=1350.325229&view=tables")
     assert "1350.325229499" in browser.texts(".told-now")[0]
     assert any(row[0] == "8193" and row[-1] == "~ changed" for row in browser.rows(".tablebox.targets"))
@@ -308,7 +308,7 @@ def test_permalinks_lead_to_findings_lpis_commands_and_times(browser: Browser) -
 def test_everything_is_linked(browser: Browser) -> None:
     browser.open(page_of(DOUBLE), "finding=ITS401")
     browser.all(".finding .facts a[href^='#lpi=']")[0].click()
-    browser.wait("return location.hash === '#lpi=0:8193' && document.querySelector('.life h3')")
+    browser.wait("return location.hash === '#lpi=0:8193' && document.querySelector('.life h2')")
     browser.all(".life .kind.command")  # the story holds commands
     browser.all(".life td a[href^='#command=']")[0].click()
     browser.wait(
@@ -329,13 +329,13 @@ def test_the_slider_moves_through_the_tables(browser: Browser) -> None:
     )
     start_ns = analysis_of(SAMPLES / DOUBLE).start_ns
     browser.wait("return location.hash === arguments[0]", f"#t={seconds(start_ns, 9)}")
-    assert browser.texts(".tablebox.devices h3") == ["Devices 0"]
+    assert browser.texts(".tablebox.devices h2") == ["Devices 0"]
     for button in browser.all(".timebar button"):
         if button.text.startswith("change"):
             button.click()
     browser.wait(
-        "return !/Devices 0/.test(document.querySelector('.tablebox.devices h3').innerText) || "
-        "!/Collections 0/.test(document.querySelector('.tablebox.collections h3').innerText)"
+        "return !/Devices 0/.test(document.querySelector('.tablebox.devices h2').innerText) || "
+        "!/Collections 0/.test(document.querySelector('.tablebox.collections h2').innerText)"
     )
     assert browser.texts(".change.new")
 
@@ -344,9 +344,9 @@ def test_keys_lead_everywhere(browser: Browser) -> None:
     browser.open(page_of(MISTAKES))
     browser.press("2")
     browser.wait("return location.hash === '#view=findings' && document.querySelector('.finding')")
-    first = browser.texts(".finding h3")
+    first = browser.texts(".finding h2")
     browser.press("j")
-    browser.wait("return document.querySelector('.finding h3').innerText !== arguments[0]", first[0])
+    browser.wait("return document.querySelector('.finding h2').innerText !== arguments[0]", first[0])
     browser.press("6")
     browser.wait("return location.hash === '#view=commands' && document.querySelector('.commands .scroller')")
     browser.press("/")

@@ -42,7 +42,7 @@ function commandCard(i, { closable = null } = {}) {
     }
   }
   return el("article", { class: "card command" },
-    el("div", { class: "cardhead" }, el("h3", { class: "mono" }, commandLink(C.seq[i], C.text[i] ?? "?")), closable),
+    el("div", { class: "cardhead" }, el("h2", { class: "mono" }, commandLink(C.seq[i], C.text[i] ?? "?")), closable),
     facts([
       ["verdict", verdictBadge(i)],
       ["read at", [timeLink(C.time_ns[i]), ` on CPU ${C.cpu[i]} by ${C.task[i]}`]],
@@ -58,7 +58,7 @@ function commandCard(i, { closable = null } = {}) {
         { title: "value", right: true, kind: "mono", cell: (row) => (row.name === "intid" || row.name === "vintid" ? lpiLink(C.vm[i], Number(row.number)) : row.value) },
       ],
     }),
-    touched.length ? el("div", { class: "touched" }, el("h4", {}, "What it did to the tables"), el("ul", {}, touched.slice(0, 12).map(([title, text, what]) => el("li", {}, `${what} ${title}: `, el("span", { class: "mono" }, text)))),
+    touched.length ? el("div", { class: "touched" }, el("h3", {}, "What it did to the tables"), el("ul", {}, touched.slice(0, 12).map(([title, text, what]) => el("li", {}, `${what} ${title}: `, el("span", { class: "mono" }, text)))),
       touched.length > 12 ? el("p", { class: "dim" }, `12 of ${number(touched.length)} shown`) : null) : null);
 }
 

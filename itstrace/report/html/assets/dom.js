@@ -104,7 +104,7 @@ function page(text) {
   for (const block of text.split(/\n{2,}/)) {
     const lines = block.split("\n");
     if (lines[0].startsWith("## ")) {
-      nodes.push(el("h4", {}, lines.shift().slice(3)));
+      nodes.push(el("h3", {}, lines.shift().slice(3)));
       if (!lines.length) continue;
     }
     if (lines.every((line) => /^( {4}|\t)/.test(line))) nodes.push(el("pre", { class: "block", tabindex: "0" }, lines.map((line, i) => [i ? el("br") : null, line.slice(4)])));

@@ -86,7 +86,7 @@ function findingCard(finding) {
   const span = finding.time_ns === null ? null : [timeLink(finding.time_ns), finding.end_ns !== null && finding.end_ns !== finding.time_ns ? [" to ", timeLink(finding.end_ns), ` (${duration(finding.end_ns - finding.time_ns)})`] : null];
   return el("article", { class: `finding ${finding.severity}`, "aria-label": `${finding.id} ${finding.name}` },
     el("div", { class: "cardhead" },
-      el("h3", {}, badge(finding.severity), " ", el("span", { class: "code" }, finding.id), " ", finding.name),
+      el("h2", {}, badge(finding.severity), " ", el("span", { class: "code" }, finding.id), " ", finding.name),
       el("span", { class: "dim" }, `${REPORT.kinds[finding.kind] ?? finding.kind}, ${finding.confidence} `, el("a", { class: "permalink", href: href({ finding: finding.id }), title: "a link to this finding" }, "permalink"))),
     el("p", { class: "message" }, finding.message),
     finding.caused_by.length || finding.leads_to.length ? el("p", { class: "storyline" }, finding.caused_by.length ? ["Follows from ", links(finding.caused_by), ". "] : null, finding.leads_to.length ? ["Led to ", links(finding.leads_to), "."] : null) : null,
@@ -102,12 +102,12 @@ function findingCard(finding) {
       ["doubt", finding.doubt],
       ["record next", finding.capture_next],
     ]),
-    path && stretch && F.fills ? [el("h4", {}, path.intid === null ? "What happened around it" : `The path of LPI ${path.intid}`), explorer({ ...path, from: stretch[0], to: stretch[1], numbered: flags(finding) })] : null,
-    finding.evidence.length ? [el("h4", {}, "Evidence", finding.evidence.length < finding.records ? el("span", { class: "dim" }, ` ${finding.evidence.length} of ${number(finding.records)} shown`) : null), evidenceTable(finding)] : null,
-    commands.length ? [el("h4", {}, commands.length === 1 ? "The command, field by field" : "The commands, field by field"), el("div", { class: "cards" }, commands.slice(0, 8).map(([i]) => commandCard(i)))] : null,
-    finding.subjects.length > 1 ? [el("h4", {}, "Everything that was hit"), subjectTable(finding)] : null,
-    el("h4", {}, "What to do"), el("p", {}, prose(finding.advice)),
-    el("h4", {}, "The same in a terminal"), finding.command.map(shell),
+    path && stretch && F.fills ? [el("h3", {}, path.intid === null ? "What happened around it" : `The path of LPI ${path.intid}`), explorer({ ...path, from: stretch[0], to: stretch[1], numbered: flags(finding) })] : null,
+    finding.evidence.length ? [el("h3", {}, "Evidence", finding.evidence.length < finding.records ? el("span", { class: "dim" }, ` ${finding.evidence.length} of ${number(finding.records)} shown`) : null), evidenceTable(finding)] : null,
+    commands.length ? [el("h3", {}, commands.length === 1 ? "The command, field by field" : "The commands, field by field"), el("div", { class: "cards" }, commands.slice(0, 8).map(([i]) => commandCard(i)))] : null,
+    finding.subjects.length > 1 ? [el("h3", {}, "Everything that was hit"), subjectTable(finding)] : null,
+    el("h3", {}, "What to do"), el("p", {}, prose(finding.advice)),
+    el("h3", {}, "The same in a terminal"), finding.command.map(shell),
     REPORT.pages[finding.code] ? el("details", {}, el("summary", {}, `The rule ${finding.code} ${finding.name}`), el("div", { class: "rulepage" }, page(REPORT.pages[finding.code]))) : null);
 }
 

@@ -86,7 +86,7 @@ function lifeCard(i) {
   ], ({ text, kind }) => grid.filter((k) => (!kind || steps[k].kind === kind) && (!text || steps[k].text.toLowerCase().includes(text.toLowerCase()))));
   const several = REPORT.vms.length > 1 ? ` --vm ${vm}` : "";
   return el("article", { class: "card", "aria-label": `LPI ${intid}` },
-    el("div", { class: "cardhead" }, el("h3", {}, `LPI ${intid}`, el("span", { class: "dim" }, ` VM ${vm}`)), el("span", {}, el("a", { class: "permalink", href: href({ lpi: `${vm}:${intid}` }) }, "permalink"), " ", button("close", () => change({ lpi: null })))),
+    el("div", { class: "cardhead" }, el("h2", {}, `LPI ${intid}`, el("span", { class: "dim" }, ` VM ${vm}`)), el("span", {}, el("a", { class: "permalink", href: href({ lpi: `${vm}:${intid}` }) }, "permalink"), " ", button("close", () => change({ lpi: null })))),
     facts([
       ["MSIs", [`${number(L.injections[i])}`, REPORT.single.whole && outcomes.size ? `: ${[...outcomes].sort((a, b) => b[1] - a[1]).map(([name, count]) => `${number(count)} ${name}`).join(", ")}` : ""]],
       ["event", isKnown(L.device_id[i]) ? `device ${hexa(L.device_id[i])}, event ${known(L.event_id[i])}` : null],
@@ -95,6 +95,6 @@ function lifeCard(i) {
       ["findings", L.findings[i] ? REPORT.findings.filter((each) => each.intid === intid && (each.vm === vm || each.vm === null)).map((each, at) => [at ? ", " : "", findingLink(each.id)]) : null],
     ]),
     timed.length ? explorer({ vm, intid, from: from - room, to: to + room, numbered: [] }) : null,
-    el("h4", {}, `Its life in ${plural(steps.length, "step")}`), pick.node, grid.node,
-    REPORT.single.whole ? null : el("div", { class: "capped" }, `Single events are kept only around findings: ${number(rowsOf("msis", vm, intid).length)} of its ${plural(L.injections[i], "MSI")} shown. The whole life:`, shell(`itstrace lpi ${REPORT.file} ${intid}${several}`)));
+    el("h3", {}, `Its life in ${plural(steps.length, "step")}`), pick.node, grid.node,
+    REPORT.single.whole ? null : el("div", { class: "capped" }, `Single events are kept around what findings rest on, and at some moments between: ${number(rowsOf("msis", vm, intid).length)} of its ${plural(L.injections[i], "MSI")} shown. The whole life:`, shell(`itstrace lpi ${REPORT.file} ${intid}${several}`)));
 }

@@ -94,7 +94,7 @@ async function viewTables(main) {
       columns: [...columns.map((column) => ({ ...column, cell: (n) => column.cell(rows[n].k, T), value: column.value && ((n) => column.value(rows[n].k, T)) })),
         { title: "set by", cell: (n) => (rows[n].mark === "gone" ? ["ended by ", setBy(T, rows[n].k, "ended_by")] : setBy(T, rows[n].k)) },
         { title: "at", right: true, kind: "mono", cell: (n) => (rows[n].mark === "gone" ? timeLink(T.to_ns[rows[n].k]) : when(T, rows[n].k)), value: (n) => T.from_ns[rows[n].k] }, markColumn(rows)] });
-    return el("section", { class: `tablebox ${title.split(" ")[0].toLowerCase()}`, "data-count": count }, el("h3", {}, title, el("span", { class: "dim" }, ` ${number(count)}`)), grid.node);
+    return el("section", { class: `tablebox ${title.split(" ")[0].toLowerCase()}`, "data-count": count }, el("h2", {}, title, el("span", { class: "dim" }, ` ${number(count)}`)), grid.node);
   };
 
   function draw() {

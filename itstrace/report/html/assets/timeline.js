@@ -254,7 +254,7 @@ async function drawLatencies(box) {
     : Array.from({ length: L.rows }, (_, i) => ({ vm: L.vm[i], id: L.intid[i], count: L.deliveries[i], p50: L.p50[i], p99: L.p99[i], max: L.max[i] })).filter((row) => isKnown(row.max)).sort((a, b) => b.max - a.max);
   const choose = el("select", { "aria-label": "latencies by", onchange: () => { latencyBy = choose.value; drawLatencies(box); } }, [["device", "by device"], ["lpi", "by LPI"]].map(([value, text]) => el("option", { value, selected: value === latencyBy }, text)));
   if (!list.length) {
-    box.replaceChildren(el("h3", {}, "Latency"), el("p", { class: "none" }, "no delivered MSI whose way was recorded"));
+    box.replaceChildren(el("h2", {}, "Latency"), el("p", { class: "none" }, "no delivered MSI whose way was recorded"));
     return;
   }
   const drawn = list.slice(0, 30), plot = el("div", { class: "plot", role: "img", "aria-label": "map of latencies: the same numbers stand in the table below" });
@@ -266,7 +266,7 @@ async function drawLatencies(box) {
     ...["p50", "p99", "max"].map((each) => ({ title: each, right: true, kind: "mono", cell: (n) => el("span", { title: `${number(list[n][each])} ns` }, duration(list[n][each])), value: (n) => list[n][each] })),
     { title: "in ns: p50, p99, max", wide: true, kind: "mono", cell: (n) => ["p50", "p99", "max"].map((each) => number(list[n][each])).join("  ") },
   ] });
-  box.replaceChildren(el("div", { class: "cardhead" }, el("h3", {}, "Latency, MSI to list register"), choose), plot, drawn.length < list.length ? el("p", { class: "dim" }, `the ${drawn.length} slowest of ${number(list.length)} drawn; the table has all`) : null ?? "", grid.node);
+  box.replaceChildren(el("div", { class: "cardhead" }, el("h2", {}, "Latency, MSI to list register"), choose), plot, drawn.length < list.length ? el("p", { class: "dim" }, `the ${drawn.length} slowest of ${number(list.length)} drawn; the table has all`) : null ?? "", grid.node);
   const Plotly = await plotly().catch(() => null);
   if (Plotly === null) return;
   const buckets = [...new Set([...rows.values()].flatMap((row) => [...row.keys()]))].sort((a, b) => a - b);
