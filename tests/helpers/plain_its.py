@@ -79,7 +79,7 @@ class Memory:
         at = gpa % self.PAGE
         return bytes(size) if page is None else bytes(page[at : at + size])
 
-    def write(self, gpa: int, data: bytes) -> None:
+    def write(self, gpa: int, data: bytes | bytearray) -> None:
         """Bytes, which do not cross a page."""
         page = self.pages.setdefault(gpa // self.PAGE, bytearray(self.PAGE))
         page[gpa % self.PAGE : gpa % self.PAGE + len(data)] = data
