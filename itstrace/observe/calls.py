@@ -17,9 +17,11 @@ import polars as pl
 
 from itstrace import schemas
 from itstrace.observe.joins import after, before
+from itstrace.observe.within import inside
 
 if TYPE_CHECKING:
     from itstrace.observe.collect import Raw
+    from itstrace.observe.identity import Identity
     from itstrace.observe.runs import Runs, Stamps
 
 _COMMAND_BYTES = 32
@@ -59,7 +61,7 @@ INNERS: Final = (
 )
 
 
-def contradictions(raw: Raw, runs: Runs) -> pl.DataFrame:
+def contradictions(raw: Raw, runs: Runs, identity: Identity, commands: pl.DataFrame) -> pl.DataFrame:
     """Every record that its own call belies. Shape: rows of CONTRADICTIONS, in order of seq."""
     parts = [pl.DataFrame(schema=schemas.CONTRADICTIONS)]
     for call in CALLS:
@@ -71,7 +73,8 @@ def contradictions(raw: Raw, runs: Runs) -> pl.DataFrame:
     if raw["command"].height and raw["guest_read"].height:
         parts += _words(raw)
     parts += _alternating(runs)
-    return pl.concat(parts).sort("seq")
+    parts += [_rows(*found) for found in inside(raw, commands, identity) if found[0].height]
+    return pl.concat(parts).unique(["seq", "probe", "partner", "what", "field"]).sort("seq")
 
 
 def _rows(rows: pl.DataFrame, probe: str, partner: str, what: str, field: str | None = None) -> pl.DataFrame:
