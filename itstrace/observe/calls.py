@@ -48,7 +48,7 @@ class Inner:
 
 
 CALLS: Final = (
-    Call("process", "process_end", ("its",)),
+    Call("process", "process_end", ("its", "cwriter")),
     Call("msi", "msi_end"),
     Call("trigger", "trigger_end", ("device_id", "event_id")),
     Call("config", "config_end", ("intid",)),
@@ -73,13 +73,19 @@ def contradictions(raw: Raw, runs: Runs, identity: Identity, commands: pl.DataFr
     if raw["command"].height and raw["guest_read"].height:
         parts += _words(raw)
     parts += _alternating(runs)
-    parts += [_rows(*found) for found in inside(raw, commands, identity) if found[0].height]
+    parts += [_rows(*found) for found in inside(raw, commands, identity, runs) if found[0].height]
     return pl.concat(parts).unique(["seq", "probe", "partner", "what", "field"]).sort("seq")
 
 
 def _rows(rows: pl.DataFrame, probe: str, partner: str, what: str, field: str | None = None) -> pl.DataFrame:
+    since = pl.col("from_ns") if "from_ns" in rows.columns else pl.lit(None, dtype=pl.Int64)
     said = rows.select(
-        *_KEEP, probe=pl.lit(probe), partner=pl.lit(partner), what=pl.lit(what), field=pl.lit(field)
+        *_KEEP,
+        probe=pl.lit(probe),
+        partner=pl.lit(partner),
+        what=pl.lit(what),
+        field=pl.lit(field),
+        from_ns=since,
     )
     return said.cast(schemas.CONTRADICTIONS)
 

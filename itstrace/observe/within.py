@@ -13,7 +13,7 @@ import polars as pl
 
 from itstrace.gic.commands import Opcode
 from itstrace.observe.collect import FIRST_LPI
-from itstrace.observe.identity import strays
+from itstrace.observe.identity import TRANSLATER_OFFSET, strays
 from itstrace.observe.joins import after, before
 from itstrace.observe.runs import NEVER
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from itstrace.observe.collect import Raw
     from itstrace.observe.identity import Identity
+    from itstrace.observe.runs import Runs
 
 #: One kind of contradiction: rows of records, and probe, partner, what, field.
 Found = tuple[pl.DataFrame, str, str, str, str | None]
@@ -36,6 +37,8 @@ _CWRITER_OFFSET: Final = 0xF_FFE0
 _CBASER_KEPT: Final = 0x800F_FFFF_FFFF_00FF
 #: GITS_CTLR.Enabled. Spec: IHI 0069H, GITS_CTLR.
 _ENABLED: Final = 1
+#: GITS_BASER<n>. Spec: IHI 0069H, ITS register map.
+_GITS_BASER: Final = 0x100
 #: Records inside vgic_its_process_commands, and what of the call they repeat.
 _IN_PROCESS: Final = {
     "command": ("its", "kvm", "cwriter"),
@@ -66,7 +69,7 @@ _MANY: Final = 8
 _SHOWN_LRS: Final = 4
 
 
-def inside(raw: Raw, commands: pl.DataFrame, identity: Identity) -> Iterator[Found]:
+def inside(raw: Raw, commands: pl.DataFrame, identity: Identity, runs: Runs) -> Iterator[Found]:
     """Everything recorded that cannot be so, kind by kind."""
     yield from _in_process(raw)
     yield from _in_msi(raw)
@@ -78,6 +81,11 @@ def inside(raw: Raw, commands: pl.DataFrame, identity: Identity) -> Iterator[Fou
     yield from _tasks(raw, identity)
     yield from _folds(raw)
     yield from _pointers(raw)
+    yield from _addresses(raw, identity)
+    yield from _set_up(raw)
+    yield from _enabled(raw, identity, runs)
+    yield from _freed(raw, commands, identity)
+    yield from _vcpu_pointers(raw)
 
 
 def _present(raw: Raw, *probes: str) -> bool:
@@ -312,9 +320,107 @@ def _folds(raw: Raw) -> Iterator[Found]:
     fills = after(raw["fill"], raw["fold"], _fold="seq", _used="used")
     fills = fills.with_columns(from_ns="time_ns")
     yield fills.filter(pl.col("lr") >= pl.col("_used")), "fold", "fill", "another value", "used"
+    if _present(raw, "fill_end") and raw.gives("fill_end", "value"):
+        rows = before(raw["fill_end"].drop("lr"), raw["fill"], lr="lr")
+        for index in range(_SHOWN_LRS):
+            if raw.gives("fill_end", f"lr{index}"):
+                wrong = (pl.col("lr") == index) & (pl.col("value") != pl.col(f"lr{index}"))
+                yield rows.filter(wrong), "fill_end", "fill", "another value", f"lr{index}"
 
 
 def _pointers(raw: Raw) -> Iterator[Found]:
     """Pointers that no other record names, of tasks that otherwise name others."""
     for probe, column, rows in strays(raw):
         yield rows, probe, "process", "at odds", column
+
+
+def _addresses(raw: Raw, identity: Identity) -> Iterator[Found]:
+    """An MSI that was taken was written to the doorbell of an ITS. Kernel: vgic-its.c:vgic_msi_to_its (v6.12)"""
+    if not _present(raw, "msi", "msi_end") or identity.itss["base_gpa"].null_count():
+        return
+    rows = after(after(raw["msi"], raw["msi_end"], _ret="ret", _end="seq"), raw["msi"], _next="seq")
+    rows = rows.filter((pl.col("_end") < pl.col("_next").fill_null(NEVER)) & (pl.col("_ret") >= 0))
+    doorbell = pl.col("lo").cast(pl.UInt64) + pl.col("hi").cast(pl.UInt64) * 2**32
+    known = (identity.itss["base_gpa"] + TRANSLATER_OFFSET).unique()
+    yield rows.filter(~doorbell.is_in(known.implode())), "msi", "msi_end", "another value", "lo"
+
+
+def _set_up(raw: Raw) -> Iterator[Found]:
+    """An ITS that is enabled has its queue and its tables: where one of them was seen to be set, all were.
+
+    Kernel: vgic-its.c:vgic_mmio_write_its_ctlr refuses to enable it otherwise (v6.12)
+    """
+    if not raw.has("write_cbaser") or not raw.has("write_baser") or not raw["write_ctlr"].height:
+        return
+    # The first write of GITS_CTLR after which the queue was gone through with the ITS enabled.
+    rows = after(raw["write_ctlr"], raw["process"], _its="its", _enabled="enabled")
+    rows = rows.filter((pl.col("_its") == pl.col("its")) & (pl.col("_enabled") == 1))
+    rows = rows.unique("its", keep="first", maintain_order=True)
+    bases = raw["write_baser"].with_columns(_which=(pl.col("addr") & _FRAME_MASK & ~7) - _GITS_BASER)
+    set_up = {
+        ("write_cbaser", "cbaser"): raw["write_cbaser"],
+        ("write_baser", "baser0"): bases.filter(pl.col("_which") == 0),
+        ("write_baser", "baser1"): bases.filter(pl.col("_which") == 8),
+    }
+    for number, frame in enumerate(set_up.values()):
+        rows = before(rows, frame, "its", **{f"_set{number}": "seq"})
+    count = pl.sum_horizontal(pl.col(f"_set{number}").is_not_null() for number in range(len(set_up)))
+    for number, (probe, name) in enumerate(set_up):
+        lacking = rows.filter((count > 0) & pl.col(f"_set{number}").is_null())
+        yield lacking, "write_ctlr", probe, "no entry", name
+
+
+def _enabled(raw: Raw, identity: Identity, runs: Runs) -> Iterator[Found]:
+    """A vCPU's LPIs are enabled and flushed by writes to its GICR_CTLR, each of which does so once at the most.
+
+    They are also flushed where a vCPU is destroyed: it does not run afterwards.
+    Kernel: vgic-mmio-v3.c:vgic_mmio_write_v3r_ctlr, vgic-init.c:kvm_vgic_vcpu_destroy (v6.12)
+    """
+    writes = raw["write_rctlr"]
+    if writes.is_empty():
+        return
+    for probe, on in (("enable_lpis", 1), ("flush_lpis", 0)):
+        rows = before(raw[probe], writes, _write="seq", _vcpu="vcpu", _val="val")
+        rows = before(rows, raw[probe], _prior="seq")
+        if probe == "flush_lpis":
+            rows = identity.with_vm(rows)
+            rows = rows.hstack(runs.next_entry(rows).select("entry_seq"))
+            rows = rows.filter(pl.col("pid").is_in(identity.vcpus["pid"].implode()))
+            rows = rows.drop_nulls("entry_seq")
+        asked = (pl.col("_write") > pl.col("_prior").fill_null(0)) & (pl.col("_val") & 1 == on)
+        yield rows.filter(~asked.fill_null(value=False)), probe, "write_rctlr", "no entry", None
+        yield rows.filter(asked & (pl.col("vcpu") != pl.col("_vcpu"))), probe, "write_rctlr", "another value", "vcpu"
+
+
+def _freed(raw: Raw, commands: pl.DataFrame, identity: Identity) -> Iterator[Found]:
+    """What was freed, other than by a command, is freed again only after it was allocated again."""
+    spans = commands.select("pid", "seq", "end_seq")
+    if identity.itss.height != identity.vms.height:
+        return  # most of these records do not say of which ITS
+    for free, key in (("free_device", "device_id"), ("free_collection", "icid")):
+        rows = raw[free]
+        if rows.height < 2:
+            continue
+        rows = before(identity.with_vm(rows), spans, _end="end_seq")
+        rows = rows.filter(pl.col("_end").is_null() | (pl.col("seq") > pl.col("_end")))
+        rows = before(rows, rows, ["vm", key], _last="seq", from_ns="time_ns").drop_nulls("_last")
+        # 7.3 does not tell of devices allocated; what names them anew then is a command.
+        rows = before(rows, commands, "vm", _command="seq")
+        again = pl.col("_command").is_null() | (pl.col("_command") < pl.col("_last"))
+        yield rows.filter(again), free, free, "twice", None
+
+
+def _vcpu_pointers(raw: Raw) -> Iterator[Found]:
+    """A `struct kvm_vcpu` has one number: one record of many that says another is wrong."""
+    for probe, pointer, vcpu in (("affinity", "vcpu_ptr", "vcpu"), ("queue", "owner_ptr", "owner_vcpu")):
+        if not raw[probe].height or not raw.gives(probe, pointer) or not raw.gives(probe, vcpu):
+            continue
+        rows = raw[probe].filter((pl.col(pointer) != 0) & pl.col(vcpu).is_not_null())
+        counts = rows.group_by(pointer, vcpu).agg(n=pl.len())
+        often = counts.sort("n", descending=True).group_by(pointer, maintain_order=True)
+        told = often.agg(_of=pl.col("n").sum(), _usual=pl.col(vcpu).first(), _kinds=pl.len())
+        told = told.filter((pl.col("_kinds") > 1) & (pl.col("_of") >= _MANY))
+        rows = rows.join(told, on=pointer, how="inner", maintain_order="left")
+        rows = rows.filter(pl.col(vcpu) != pl.col("_usual"))
+        rows = rows.join(counts, on=[pointer, vcpu], how="left", maintain_order="left")
+        yield rows.filter(pl.col("n") == 1), probe, probe, "at odds", vcpu
