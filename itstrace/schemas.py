@@ -280,7 +280,8 @@ VM_EVENTS = pl.Schema(
 #: One row per record that its own call belies, or what else is recorded of its task, ITS or vCPU. `what`: no return (the
 #: task called again), no entry (it returned twice, or nothing led to it), missing (a record that every such call makes),
 #: another value (`field` is not what the call's other record says), twice (a record that a call makes once), at odds
-#: (`field` is not what all other records say). Records between `from_ns` and `time_ns` count for it (null: only near it).
+#: (`field` is not what all other records say). What is missing would lie between `from_ns` and `to_ns` (null: `time_ns`).
+#: X
 CONTRADICTIONS = pl.Schema(
     {
         **_WHEN,
@@ -289,6 +290,7 @@ CONTRADICTIONS = pl.Schema(
         "what": pl.String,
         "field": pl.String,
         "from_ns": pl.Int64,
+        "to_ns": pl.Int64,
     }
 )
 

@@ -156,9 +156,7 @@ def _in_msi(raw: Raw) -> Iterator[Found]:
             yield called.filter(hit & there), "cached", "trigger", "another value", "ret"
             yield from _unlike(called.filter(there), "msi", "trigger", own)
     if _present(raw, "trigger_end"):
-        rows = _within(
-            raw["trigger_end"].with_columns(_got="ret"), raw["msi"], raw["msi_end"]
-        )
+        rows = _within(raw["trigger_end"].with_columns(_got="ret"), raw["msi"], raw["msi_end"])
         rows = after(rows, raw["msi_end"], _ret="ret")
         due = pl.when(pl.col("_got") == 0).then(1).when(pl.col("_got") > 0).then(0).otherwise(pl.col("_got"))
         yield rows.filter(due != pl.col("_ret")), "msi_end", "trigger_end", "another value", "ret"
@@ -187,7 +185,13 @@ def _queued(raw: Raw) -> Iterator[Found]:
         return
     same = _shared(raw, "resolve_end", "queue", ("intid", "irq"))
     # Up to v6.1 what could not be resolved leaves garbage behind.
-    rows = after(calls.drop("device_id", "event_id"), raw["resolve_end"], _resolved="seq", _got="ret", **{f"_{c}": c for c in same})
+    rows = after(
+        calls.drop("device_id", "event_id"),
+        raw["resolve_end"],
+        _resolved="seq",
+        _got="ret",
+        **{f"_{c}": c for c in same},
+    )
     rows = rows.filter(there & (pl.col("_resolved") < pl.col("_queue")) & (pl.col("_got") == 0))
     yield from _unlike(rows, "queue", "resolve_end", same)
 
@@ -207,7 +211,15 @@ def _registers(raw: Raw) -> Iterator[Found]:
         # The first of a task may have been asked for before the capture began.
         yield rows.filter(alone & pl.col("_last").is_not_null()), "process", "write_cwriter", "no entry", None
     for probe in ("write_cwriter", "write_ctlr"):
-        rows = after(raw[probe], raw["process"], _process="seq", _its="its", _cwriter="cwriter", _enabled="enabled", _cbaser="cbaser")
+        rows = after(
+            raw[probe],
+            raw["process"],
+            _process="seq",
+            _its="its",
+            _cwriter="cwriter",
+            _enabled="enabled",
+            _cbaser="cbaser",
+        )
         rows = after(rows, both, _next="seq")
         called = pl.col("_process") < pl.col("_next").fill_null(NEVER)
         over = pl.col("_next").is_not_null() & ~called.fill_null(value=False)
@@ -221,7 +233,13 @@ def _registers(raw: Raw) -> Iterator[Found]:
             low = (pl.col("addr") & 7) == 0
             offset = pl.col("val") & _CWRITER_OFFSET
             beyond = offset >= ((pl.col("_cbaser") & 0xFF) + 1) * 4096
-            yield rows.filter(called & low & (pl.col("_cwriter") != offset)), probe, "process", "another value", "val"
+            yield (
+                rows.filter(called & low & (pl.col("_cwriter") != offset)),
+                probe,
+                "process",
+                "another value",
+                "val",
+            )
             yield rows.filter(called & low & beyond), probe, "process", "another value", "val"
 
 
@@ -244,7 +262,7 @@ def _states(raw: Raw) -> Iterator[Found]:
 
 
 def _once(raw: Raw, commands: pl.DataFrame) -> Iterator[Found]:
-    """What no command does twice. Kernel: vgic-its.c:vgic_its_cmd_handle_* (v6.1, v6.12)"""
+    """What no command does twice. Kernel: vgic-its.c:vgic_its_cmd_handle_* (v6.1, v6.12)."""
     spans = commands.select("pid", "seq", "end_seq", opcode=pl.col("dw0") & 0xFF)
     for probe, keys in _ONCE.items():
         if raw[probe].height < 2:
@@ -335,7 +353,7 @@ def _pointers(raw: Raw) -> Iterator[Found]:
 
 
 def _addresses(raw: Raw, identity: Identity) -> Iterator[Found]:
-    """An MSI that was taken was written to the doorbell of an ITS. Kernel: vgic-its.c:vgic_msi_to_its (v6.12)"""
+    """An MSI that was taken was written to the doorbell of an ITS. Kernel: vgic-its.c:vgic_msi_to_its (v6.12)."""
     if not _present(raw, "msi", "msi_end") or identity.itss["base_gpa"].null_count():
         return
     rows = after(after(raw["msi"], raw["msi_end"], _ret="ret", _end="seq"), raw["msi"], _next="seq")
@@ -389,7 +407,13 @@ def _enabled(raw: Raw, identity: Identity, runs: Runs) -> Iterator[Found]:
             rows = rows.drop_nulls("entry_seq")
         asked = (pl.col("_write") > pl.col("_prior").fill_null(0)) & (pl.col("_val") & 1 == on)
         yield rows.filter(~asked.fill_null(value=False)), probe, "write_rctlr", "no entry", None
-        yield rows.filter(asked & (pl.col("vcpu") != pl.col("_vcpu"))), probe, "write_rctlr", "another value", "vcpu"
+        yield (
+            rows.filter(asked & (pl.col("vcpu") != pl.col("_vcpu"))),
+            probe,
+            "write_rctlr",
+            "another value",
+            "vcpu",
+        )
 
 
 def _freed(raw: Raw, commands: pl.DataFrame, identity: Identity) -> Iterator[Found]:

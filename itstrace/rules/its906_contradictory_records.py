@@ -42,8 +42,10 @@ def contradictory_records(case: Case) -> Iterator[Finding]:
     and make the definitions anew for the kernel that runs.
     """
     rows = case.observations.contradictions
-    rows = rows.with_columns(from_ns=pl.min_horizontal("from_ns", "time_ns"))
-    rows = case.without_lost(rows, "from_ns", "time_ns")
+    rows = rows.with_columns(
+        from_ns=pl.min_horizontal("from_ns", "time_ns"), to_ns=pl.max_horizontal("to_ns", "time_ns")
+    )
+    rows = case.without_lost(rows, "from_ns", "to_ns")
     for (probe, partner, what, field), mine in rows.group_by(
         ["probe", "partner", "what", "field"], maintain_order=True
     ):
