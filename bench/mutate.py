@@ -174,7 +174,9 @@ class Mutator:
                 frame = rest
             case Change.DUPLICATE:
                 now = was + 1
-                frame = pl.concat([frame, record.with_columns(seq=pl.lit(now, dtype=pl.UInt64))])
+                # A thing done twice is done twice one after the other.
+                again = record.with_columns(seq=pl.lit(now, dtype=pl.UInt64), time_ns=pl.col("time_ns") + 1)
+                frame = pl.concat([frame, again])
             case Change.DELAY:
                 time_ns = int(record["time_ns"][0]) + int(mutation.detail)
                 place = int(self.times["time_ns"].search_sorted(time_ns, side="right"))

@@ -8,9 +8,11 @@ import polars as pl
 
 from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.gic import registers as reg
+from itstrace.gic.commands import Opcode
 from itstrace.observe.catalogue import PROBES as PLACES
 from itstrace.observe.joins import after, before
 from itstrace.rules._effects import PROBES, compared, seen
+from itstrace.rules._enabling import unheeded
 from itstrace.rules._judged import Judged, judged, unless_lost
 from itstrace.rules.case import NEVER, Case, first_some
 from itstrace.rules.registry import rule
@@ -98,7 +100,8 @@ def command_without_effect(case: Case) -> Iterator[Finding]:
     vCPU, an MSI triggered, a configuration read, a latch cleared. Also one that did that to something else, one that
     did it twice or although it must fail, what was done while no command was under way, and a call of update_affinity
     after which the LPI still has its old target. A command that failed only because an earlier one did is not reported
-    again.
+    again. A write to GICR_CTLR that changes EnableLPIs, after which KVM neither enabled nor flushed the vCPU's LPIs,
+    counts as one.
 
     ## Why it matters
     KVM reports no command as failed, and the guest cannot ask: it goes on as if the interrupt were mapped, moved or
@@ -127,8 +130,10 @@ def command_without_effect(case: Case) -> Iterator[Finding]:
     yield from unless_lost(case, failed)
     yield from _misdirected(case)
     yield from unless_lost(case, _of_no_command(case))
+    yield from _mapped_otherwise(case)
     yield from unless_lost(case, _untaken(case))
     yield from _not_cleared(case)
+    yield from _not_enabled(case)
 
 
 # --- nothing, or something else
@@ -353,6 +358,69 @@ def _of_no_command(case: Case) -> Iterator[Finding]:
             time_ns=row["time_ns"],
             end_ns=row["time_ns"],
             seqs=first_some([row["last"], row["seq"]]),
+        )
+
+
+def _mapped_otherwise(case: Case) -> Iterator[Finding]:
+    """MAPDs that mapped their device with another ITT, or for another number of events."""
+    obs = case.observations
+    made = obs.allocations.filter((pl.col("op") == "alloc_device") & pl.col("itt_gpa").is_not_null())
+    words = obs.commands.select(
+        *("pid", "seq", "vm", "its", "dw0", "dw1", "dw2"),
+        ends="end_seq",
+        until_ns="end_ns",
+        begun_ns="time_ns",
+    )
+    rows = before(
+        made.drop("vm"),
+        words,
+        command="seq",
+        vm="vm",
+        its="its",
+        dw0="dw0",
+        size="dw1",
+        itt="dw2",
+        ends="ends",
+        begun_ns="begun_ns",
+        until_ns="until_ns",
+    )
+    rows = rows.filter((pl.col("seq") < pl.col("ends")) & (pl.col("dw0") & 0xFF == int(Opcode.MAPD)))
+    # MAPD: Size [4:0] of the second word, ITT_addr [51:8] of the third. Spec: IHI 0069H, MAPD.
+    rows = rows.with_columns(bits=(pl.col("size") & 0x1F) + 1, itt=pl.col("itt") & 0x000F_FFFF_FFFF_FF00)
+    other_itt, other_size = pl.col("itt") != pl.col("itt_gpa"), pl.col("bits") != pl.col("event_bits")
+    rows = rows.with_columns(other_itt=other_itt).filter(other_itt | other_size)
+    for row in case.without_lost(rows, "begun_ns", "until_ns").iter_rows(named=True):
+        got, asked, name = (
+            (f"0x{row['itt_gpa']:x}", f"0x{row['itt']:x}", "ITT")
+            if row["other_itt"]
+            else (row["event_bits"], row["bits"], "number of EventID bits")
+        )
+        command = {"seq": row["command"], "end_ns": row["until_ns"], "time_ns": row["begun_ns"]}
+        yield case.finding(
+            f"{case.command_text(row['command'])} at {seconds(row['begun_ns'])} was carried out with {name} {got}, not {asked}.",
+            mechanism=f"MAPD was carried out with another {name}",
+            suspect=("vgic_its_cmd_handle_mapd", "vgic_its_alloc_device"),
+            guest_saw=_SEES["MAPD"],
+            seqs=first_some([row["command"], row["seq"], row["ends"]]),
+            **_subject(case, row | command, row | {"event_id": None, "intid": None}),
+        )
+
+
+def _not_enabled(case: Case) -> Iterator[Finding]:
+    """Writes to GICR_CTLR.EnableLPIs that KVM did not heed."""
+    for row in unheeded(case):
+        written, called = (1, "vgic_enable_lpis") if row["on"] else (0, "vgic_flush_pending_lpis")
+        yield case.finding(
+            f"GICR_CTLR.EnableLPIs of vCPU {row['vcpu']} was written {written} at {seconds(row['time_ns'])}, and had not been so "
+            f"since {seconds(row['was_ns'])}; {called} was not called before its task went on.",
+            mechanism=f"EnableLPIs was written {written} and {called} was not called",
+            suspect=("vgic_mmio_write_v3r_ctlr", called),
+            guest_saw="Its LPIs do not come." if row["on"] else "LPIs that it had disabled still come.",
+            vm=row["vm"],
+            vcpus=(row["vcpu"],),
+            time_ns=row["time_ns"],
+            end_ns=row["over_ns"],
+            seqs=first_some([row["seq"], row["over_seq"]]),
         )
 
 

@@ -41,7 +41,11 @@ def contradictory_records(case: Case) -> Iterator[Finding]:
     Look at kprobe_profile in tracefs: its last column counts misses. Give kretprobes more instances (`r64:`),
     and make the definitions anew for the kernel that runs.
     """
-    rows = case.without_lost(case.observations.contradictions, "time_ns", "time_ns")
+    rows = case.observations.contradictions
+    rows = rows.with_columns(
+        from_ns=pl.min_horizontal("from_ns", "time_ns"), to_ns=pl.max_horizontal("to_ns", "time_ns")
+    )
+    rows = case.without_lost(rows, "from_ns", "to_ns")
     for (probe, partner, what, field), mine in rows.group_by(
         ["probe", "partner", "what", "field"], maintain_order=True
     ):
@@ -69,6 +73,8 @@ def _said(probe: str, partner: str, what: str, field: str | None) -> str:
             return f"A call of which {partner} was recorded has no {probe}, which each such call makes"
         case "twice":
             return f"{probe} was recorded twice in one call of which {partner} was recorded once"
+        case "at odds":
+            return f"{probe} was recorded with a value of {field} that all other records belie"
     return f"{probe} and {partner} of one call say different things of {field}"
 
 
