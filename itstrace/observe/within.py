@@ -362,12 +362,22 @@ def _synced(raw: Raw, commands: pl.DataFrame) -> Iterator[Found]:
     """
     if not _present(raw, "sync_pending", "config"):
         return
-    rows = before(raw["sync_pending"], raw["config"], _config="seq", _intid="intid")
+    fresh = {f"_{c}": c for c in ("enabled", "priority") if raw.gives("config", c)}
+    rows = before(raw["sync_pending"], raw["config"], _config="seq", _intid="intid", **fresh)
     rows = before(rows, raw["sync_pending"], _last="seq")
     known = pl.col("_config").is_not_null()
     again = pl.col("_last") > pl.col("_config")
     yield rows.filter(known & again), "sync_pending", "config", "twice", None
     yield from _unlike(rows.filter(known), "sync_pending", "config", ["intid"])
+    for name, column in fresh.items():
+        # It was just allocated, and all of it is zero.
+        yield (
+            rows.filter(known & ~again.fill_null(value=False) & (pl.col(name) != 0)),
+            "config",
+            "sync_pending",
+            "at odds",
+            column,
+        )
     if not _present(raw, "config_end"):
         return
     spans = commands.select("pid", "seq", "end_seq", opcode=pl.col("dw0") & 0xFF)
