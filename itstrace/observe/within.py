@@ -105,6 +105,7 @@ def inside(raw: Raw, commands: pl.DataFrame, identity: Identity, runs: Runs) -> 
     yield from _freed(raw, commands, identity)
     yield from _vcpu_pointers(raw)
     yield from _irq_pointers(raw)
+    yield from _targets(raw, commands)
     yield from _configured(raw, commands)
     yield from _latched(raw, runs)
 
@@ -557,10 +558,46 @@ def _irq_pointers(raw: Raw) -> Iterator[Found]:
     if not parts:
         return
     rows = pl.concat(parts).drop_nulls(["irq", "intid"]).sort("seq")
-    last, following = (pl.col("intid").shift(step).over("irq") for step in (1, -1))
-    rows = rows.filter((last == following) & (pl.col("intid") != last))
-    for (probe,), mine in rows.group_by(["probe"], maintain_order=True):
-        yield mine, str(probe), str(probe), "at odds", "irq"
+    rows = rows.with_columns(
+        _last=pl.col("intid").shift(1).over("irq"),
+        _next=pl.col("intid").shift(-1).over("irq"),
+        _last_irq=pl.col("irq").shift(1).over("intid"),
+        _next_irq=pl.col("irq").shift(-1).over("intid"),
+    )
+    other = (pl.col("_last") == pl.col("_next")) & (pl.col("intid") != pl.col("_last"))
+    back = (pl.col("_last_irq") == pl.col("_next_irq")) & (pl.col("irq") != pl.col("_last_irq"))
+    # Where this is all that is said of the pointer, it may be a second object for the LPI: ITS406.
+    mine = (pl.col("_last") == pl.col("intid")) | (pl.col("_next") == pl.col("intid"))
+    known = pl.col("_last").is_not_null() | pl.col("_next").is_not_null()
+    rows = rows.filter(
+        other.fill_null(value=False) | (back & known & ~mine.fill_null(value=False)).fill_null(value=False)
+    )
+    for (probe,), found in rows.group_by(["probe"], maintain_order=True):
+        yield found, str(probe), str(probe), "at odds", "irq"
+
+
+def _targets(raw: Raw, commands: pl.DataFrame) -> Iterator[Found]:
+    """An LPI keeps its target until update_affinity, or a new MAPTI, gives it another."""
+    if not _present(raw, "affinity", "queue"):
+        return
+    rows = (
+        raw["queue"].select("seq", "time_ns", "cpu", "pid", "irq", "intid", "target_vcpu").drop_nulls("irq")
+    )
+    rows = rows.sort("seq").with_columns(
+        _last=pl.col("target_vcpu").shift(1).over("irq", "intid"),
+        _next=pl.col("target_vcpu").shift(-1).over("irq", "intid"),
+        _from=pl.col("seq").shift(1).over("irq", "intid"),
+        _to=pl.col("seq").shift(-1).over("irq", "intid"),
+    )
+    rows = rows.filter((pl.col("_last") == pl.col("_next")) & (pl.col("target_vcpu") != pl.col("_last")))
+    if rows.is_empty():
+        return
+    mapti = commands.filter(pl.col("dw0") & 0xFF == int(Opcode.MAPTI))
+    mapti = mapti.select("seq", intid=(pl.col("dw1") // 2**32).cast(pl.UInt32))
+    given = pl.concat([raw["affinity"].select("seq", "intid"), mapti])
+    rows = after(rows.with_columns(_own="seq", seq="_from"), given, "intid", _given="seq")
+    rows = rows.filter(pl.col("_given").is_null() | (pl.col("_given") > pl.col("_to")))
+    yield rows.with_columns(seq="_own"), "queue", "affinity", "at odds", "target_vcpu"
 
 
 def _configured(raw: Raw, commands: pl.DataFrame) -> Iterator[Found]:
@@ -620,6 +657,10 @@ def _requeued(raw: Raw, configs: pl.DataFrame) -> Iterator[Found]:
     rows = after(rows, raw["queue"], ["pid", "intid"], _queue="seq")
     there = (pl.col("_queue") < pl.col("_end")).fill_null(value=False)
     yield rows.filter(~there), "queue", "config", "missing", None
+    given = after(rows.filter(there), raw["config_end"], _given="enabled")
+    given = after(given, raw["queue"], ["pid", "intid"], _queued="enabled")
+    wrong = (pl.col("_given") != 0) != (pl.col("_queued") != 0)
+    yield given.filter(wrong), "queue", "config_end", "another value", "enabled"
     again = rows.filter(there).select("pid", "intid", "_end", seq="_queue")
     again = after(again, raw["queue"], ["pid", "intid"], _again="seq").filter(
         pl.col("_again") < pl.col("_end")

@@ -119,7 +119,7 @@ def _unset_latches(case: Case) -> Iterator[Finding]:
 
 
 def _wrong_owners(case: Case) -> Iterator[Finding]:
-    """LPIs queued as being on a list already, though they were delivered and the vCPU has left them behind since.
+    """LPIs queued as being on a list already, though they were on none: never put there, or delivered and left behind.
 
     Kernel: vgic.c:vgic_prune_ap_list takes what is neither pending nor active off the list at each exit (v6.12)
     """
@@ -137,7 +137,26 @@ def _wrong_owners(case: Case) -> Iterator[Finding]:
     rows = rows.hstack(obs.runs.next_entry(since).select("entry_seq"))
     rest = (pl.col("entry_seq") < pl.col("seq")).fill_null(value=False)
     rows = rows.filter(rest & pl.col("owner_vcpu").is_not_null())
-    yield from _belied(case, rows, "vcpup", "as being on a list, though it was delivered and taken off it")
+    # One that was on no list, and had no reason to go on one, is on none.
+    idle = before(
+        obs.queueings,
+        obs.queueings,
+        LPI,
+        from_ns="time_ns",
+        _owner="owner_vcpu",
+        _irq="irq",
+        _pending="pending",
+        _enabled="enabled",
+        _active="active",
+    )
+    listed = (pl.col("_pending") & pl.col("_enabled")) | pl.col("_active") | pl.col("_owner").is_not_null()
+    same = pl.col("_irq") == pl.col("irq")
+    idle = idle.filter((same & ~listed & pl.col("owner_vcpu").is_not_null()).fill_null(value=False))
+    columns = [*obs.queueings.columns, "from_ns"]
+    rows = pl.concat([rows.select(columns), idle.select(columns)])
+    yield from _belied(
+        case, rows.unique("seq").sort("seq"), "vcpup", "as being on a list, though it was on none"
+    )
 
 
 def _belied(case: Case, rows: pl.DataFrame, field: str, said: str) -> Iterator[Finding]:
