@@ -63,8 +63,24 @@ _ONCE: Final = {
     "invalidate": (),
     "affinity": ("intid",),
 }
+#: Offset and size of the registers that each function writes. Spec: IHI 0069H, register maps.
+_REGISTERS: Final = {
+    "write_ctlr": (0x0000, 4),
+    "write_cbaser": (0x0080, 8),
+    "write_cwriter": (0x0088, 8),
+    "write_baser": (0x0100, 64),
+    "write_rctlr": (0x0000, 4),
+    "write_propbaser": (0x0070, 8),
+    "write_pendbaser": (0x0078, 8),
+}
+#: CBASER.Physical_Address [51:12]. Spec: IHI 0069H, GITS_CBASER.
+_CBASER_ADDRESS: Final = 0x000F_FFFF_FFFF_F000
+#: GICR_PENDBASER.Physical_Address [51:16]. Spec: IHI 0069H, GICR_PENDBASER.
+_PENDBASER_ADDRESS: Final = 0x000F_FFFF_FFFF_0000
 #: A task that has told so often which vCPU it runs, runs that.
 _MANY: Final = 8
+#: An LPI that is latched and enabled goes into a list register before the next stay, if one is free.
+_STAYS: Final = 4
 #: How many list registers the probes show, at most.
 _SHOWN_LRS: Final = 4
 
@@ -75,17 +91,23 @@ def inside(raw: Raw, commands: pl.DataFrame, identity: Identity, runs: Runs) -> 
     yield from _in_msi(raw)
     yield from _queued(raw)
     yield from _registers(raw)
+    yield from _places(raw)
+    yield from _read(raw, identity)
     yield from _states(raw)
     yield from _once(raw, commands)
     yield from _synced(raw, commands)
     yield from _tasks(raw, identity)
-    yield from _folds(raw)
+    yield from _folds(raw, runs)
     yield from _pointers(raw)
     yield from _addresses(raw, identity)
     yield from _set_up(raw)
     yield from _enabled(raw, identity, runs)
     yield from _freed(raw, commands, identity)
     yield from _vcpu_pointers(raw)
+    yield from _irq_pointers(raw)
+    yield from _targets(raw, commands)
+    yield from _configured(raw, commands)
+    yield from _latched(raw, runs)
 
 
 def _present(raw: Raw, *probes: str) -> bool:
@@ -155,6 +177,11 @@ def _in_msi(raw: Raw) -> Iterator[Found]:
             yield called.filter(due & ~there), "trigger", "msi", "missing", None
             yield called.filter(hit & there), "cached", "trigger", "another value", "ret"
             yield from _unlike(called.filter(there), "msi", "trigger", own)
+    if _present(raw, "cached", "queue"):
+        queues = _within(raw["queue"], raw["msi"], raw["cached"])
+        queues = after(queues, raw["cached"], _hit="ret").filter(pl.col("_hit") == 0)
+        again = queues.filter(~pl.col("_begun").is_first_distinct())
+        yield again, "queue", "msi", "twice", None
     if _present(raw, "trigger_end"):
         rows = _within(raw["trigger_end"].with_columns(_got="ret"), raw["msi"], raw["msi_end"])
         rows = after(rows, raw["msi_end"], _ret="ret")
@@ -220,7 +247,7 @@ def _registers(raw: Raw) -> Iterator[Found]:
             _enabled="enabled",
             _cbaser="cbaser",
         )
-        rows = after(rows, both, _next="seq")
+        rows = before(after(rows, both, _next="seq"), raw["process"], "its", _queue="cbaser")
         called = pl.col("_process") < pl.col("_next").fill_null(NEVER)
         over = pl.col("_next").is_not_null() & ~called.fill_null(value=False)
         yield from _unlike(rows.filter(called), probe, "process", ["its"])
@@ -232,15 +259,67 @@ def _registers(raw: Raw) -> Iterator[Found]:
         else:
             low = (pl.col("addr") & 7) == 0
             offset = pl.col("val") & _CWRITER_OFFSET
-            beyond = offset >= ((pl.col("_cbaser") & 0xFF) + 1) * 4096
+            other = called & low & (pl.col("_cwriter") != offset)
+            yield rows.filter(other), probe, "process", "another value", "val"
+            # Beyond the queue's end it is ignored.
+            short = offset < ((pl.col("_queue") & 0xFF) + 1) * 4096
+            yield rows.filter(over & low & short), "process", probe, "missing", None
+
+
+def _places(raw: Raw) -> Iterator[Found]:
+    """Each of these functions writes one register of 4 or 8 bytes; which one it is, its address says.
+
+    Kernel: vgic-its.c:its_registers, vgic-mmio-v3.c:vgic_v3_rd_registers (v6.12)
+    """
+    for probe, (first, size_bytes) in _REGISTERS.items():
+        rows = raw[probe]
+        offset = pl.col("addr") & _FRAME_MASK
+        length = pl.col("len").fill_null(4) if "len" in rows.columns else pl.lit(4)
+        inside = offset.is_between(first, first + size_bytes - 1) & (offset % length == 0)
+        yield rows.filter(~inside), probe, probe, "at odds", "addr"
+        if "len" in rows.columns:
+            yield rows.filter(~pl.col("len").is_in([4, 8])), probe, probe, "at odds", "len"
+        if "its" in rows.columns and _present(raw, "process"):
+            base = pl.col("addr") - offset
+            bases = raw["process"].drop_nulls("base").unique("its", keep="first")
+            named = rows.join(bases.select("its", _base="base"), on="its", how="inner", maintain_order="left")
             yield (
-                rows.filter(called & low & (pl.col("_cwriter") != offset)),
+                named.filter((base != 0) & (base != pl.col("_base"))),
                 probe,
                 "process",
                 "another value",
-                "val",
+                "addr",
             )
-            yield rows.filter(called & low & beyond), probe, "process", "another value", "val"
+
+
+def _read(raw: Raw, identity: Identity) -> Iterator[Found]:
+    """A command is read from its slot, and a pending bit from the byte of its LPI."""
+    if _present(raw, "guest_read", "command", "process") and raw.gives("guest_read", "gpa"):
+        reads = raw["guest_read"].filter((pl.col("len") == COMMAND_BYTES) & (pl.col("ret").fill_null(0) == 0))
+        rows = before(raw["command"], reads, _at="seq", _gpa="gpa")
+        rows = before(
+            before(rows, raw["process"], _begun="seq", _cbaser="cbaser"), raw["command"], _last="seq"
+        )
+        own = pl.col("_at") > pl.max_horizontal(pl.col("_begun"), pl.col("_last").fill_null(0))
+        slot = pl.col("_gpa") - (pl.col("_cbaser") & _CBASER_ADDRESS)
+        wrong = own & (slot != pl.col("creadr"))
+        yield rows.filter(wrong), "guest_read", "command", "another value", "gpa"
+    bases = raw["write_pendbaser"].filter(pl.col("len").fill_null(8) == 8)
+    if not _present(raw, "sync_pending") or bases.is_empty() or not identity.vms["complete"].all():
+        return
+    known = (bases["val"] & _PENDBASER_ADDRESS).unique()
+    halves = raw["write_pendbaser"].filter((pl.col("len") == 4) & (pl.col("val") & 0xFFFF_FFFF != 0))
+    if halves.height:
+        return  # a VMM restores the register by halves
+    for probe in ("guest_read", "guest_read_begin"):
+        frame = raw[probe].filter(pl.col("len") == 1)
+        rows = after(raw["sync_pending"], frame, _read="seq", _gpa="gpa")
+        rows = after(after(rows, raw["sync_pending"], _next="seq"), raw["config"], _config="seq")
+        until = pl.min_horizontal("_next", "_config").fill_null(NEVER)
+        table = pl.col("_gpa") - pl.col("intid").cast(pl.UInt64) // 8
+        rows = rows.filter((pl.col("_read") < until) & ~table.is_in(known.implode()))
+        wrong = frame.filter(pl.col("seq").is_in(rows["_read"].implode()))
+        yield wrong, probe, "sync_pending", "another value", "gpa"
 
 
 def _states(raw: Raw) -> Iterator[Found]:
@@ -284,12 +363,22 @@ def _synced(raw: Raw, commands: pl.DataFrame) -> Iterator[Found]:
     """
     if not _present(raw, "sync_pending", "config"):
         return
-    rows = before(raw["sync_pending"], raw["config"], _config="seq", _intid="intid")
+    fresh = {f"_{c}": c for c in ("enabled", "priority") if raw.gives("config", c)}
+    rows = before(raw["sync_pending"], raw["config"], _config="seq", _intid="intid", **fresh)
     rows = before(rows, raw["sync_pending"], _last="seq")
     known = pl.col("_config").is_not_null()
     again = pl.col("_last") > pl.col("_config")
     yield rows.filter(known & again), "sync_pending", "config", "twice", None
     yield from _unlike(rows.filter(known), "sync_pending", "config", ["intid"])
+    for name, column in fresh.items():
+        # It was just allocated, and all of it is zero.
+        yield (
+            rows.filter(known & ~again.fill_null(value=False) & (pl.col(name) != 0)),
+            "config",
+            "sync_pending",
+            "at odds",
+            column,
+        )
     if not _present(raw, "config_end"):
         return
     spans = commands.select("pid", "seq", "end_seq", opcode=pl.col("dw0") & 0xFF)
@@ -318,7 +407,7 @@ def _tasks(raw: Raw, identity: Identity) -> Iterator[Found]:
         yield wrong.filter((pl.col("_n") == 1) & (pl.col("_of") >= _MANY)), probe, "fill", "at odds", "vcpu"
 
 
-def _folds(raw: Raw) -> Iterator[Found]:
+def _folds(raw: Raw, runs: Runs) -> Iterator[Found]:
     """What is folded was filled since the last fold, and all of it is folded.
 
     Kernel: vgic-v3.c:vgic_v3_fold_lr_state goes through used_lrs list registers, and sets it to 0 (v6.12)
@@ -336,8 +425,16 @@ def _folds(raw: Raw) -> Iterator[Found]:
         there = (pl.col("_fill") > pl.col("_last")).fill_null(value=False)
         yield held.filter(~there), "fold", "fill", "missing", f"lr{index}"
     fills = after(raw["fill"], raw["fold"], _fold="seq", _used="used")
-    fills = fills.with_columns(from_ns="time_ns")
     yield fills.filter(pl.col("lr") >= pl.col("_used")), "fold", "fill", "another value", "used"
+    # A list register in use is folded before the guest is entered again.
+    fills = fills.hstack(runs.next_entry_of_task(fills).select(_entry="entry_seq"))
+    entered = fills.drop_nulls("_entry").rename({"seq": "_fill"}).with_columns(seq="_entry")
+    entered = entered.hstack(runs.next_entry_of_task(entered).select(_again="entry_seq", to_ns="entry_ns"))
+    # With its ap_list flushed it leaves without a fold. Kernel: vgic.c:kvm_vgic_sync_hwstate (v6.12)
+    entered = after(entered.with_columns(seq="_fill"), raw["flush_lpis"], "vcpu", _flush="seq")
+    unfolded = entered.filter(pl.col("_again") < pl.min_horizontal("_fold", "_flush").fill_null(NEVER))
+    # One fold tells of all list registers.
+    yield unfolded.unique(["pid", "_entry"], keep="first"), "fold", "fill", "missing", None
     if _present(raw, "fill_end") and raw.gives("fill_end", "value"):
         rows = before(raw["fill_end"].drop("lr"), raw["fill"], lr="lr")
         for index in range(_SHOWN_LRS):
@@ -448,3 +545,147 @@ def _vcpu_pointers(raw: Raw) -> Iterator[Found]:
         rows = rows.filter(pl.col(vcpu) != pl.col("_usual"))
         rows = rows.join(counts, on=[pointer, vcpu], how="left", maintain_order="left")
         yield rows.filter(pl.col("n") == 1), probe, probe, "at odds", vcpu
+
+
+def _irq_pointers(raw: Raw) -> Iterator[Found]:
+    """A `struct vgic_irq` is one LPI's as long as it lives: not another's for one record in between."""
+    parts = []
+    for probe in ("queue", "affinity", "resolve_end"):
+        frame = raw[probe]
+        if frame.height and raw.gives(probe, "irq") and raw.gives(probe, "intid"):
+            frame = frame.filter(pl.col("ret") == 0) if probe == "resolve_end" else frame
+            parts.append(frame.select("seq", "time_ns", "cpu", "pid", "irq", "intid", probe=pl.lit(probe)))
+    if not parts:
+        return
+    rows = pl.concat(parts).drop_nulls(["irq", "intid"]).sort("seq")
+    rows = rows.with_columns(
+        _last=pl.col("intid").shift(1).over("irq"),
+        _next=pl.col("intid").shift(-1).over("irq"),
+        _last_irq=pl.col("irq").shift(1).over("intid"),
+        _next_irq=pl.col("irq").shift(-1).over("intid"),
+    )
+    other = (pl.col("_last") == pl.col("_next")) & (pl.col("intid") != pl.col("_last"))
+    back = (pl.col("_last_irq") == pl.col("_next_irq")) & (pl.col("irq") != pl.col("_last_irq"))
+    # Where this is all that is said of the pointer, it may be a second object for the LPI: ITS406.
+    mine = (pl.col("_last") == pl.col("intid")) | (pl.col("_next") == pl.col("intid"))
+    known = pl.col("_last").is_not_null() | pl.col("_next").is_not_null()
+    rows = rows.filter(
+        other.fill_null(value=False) | (back & known & ~mine.fill_null(value=False)).fill_null(value=False)
+    )
+    for (probe,), found in rows.group_by(["probe"], maintain_order=True):
+        yield found, str(probe), str(probe), "at odds", "irq"
+
+
+def _targets(raw: Raw, commands: pl.DataFrame) -> Iterator[Found]:
+    """An LPI keeps its target until update_affinity, or a new MAPTI, gives it another."""
+    if not _present(raw, "affinity", "queue"):
+        return
+    rows = (
+        raw["queue"].select("seq", "time_ns", "cpu", "pid", "irq", "intid", "target_vcpu").drop_nulls("irq")
+    )
+    rows = rows.sort("seq").with_columns(
+        _last=pl.col("target_vcpu").shift(1).over("irq", "intid"),
+        _next=pl.col("target_vcpu").shift(-1).over("irq", "intid"),
+        _from=pl.col("seq").shift(1).over("irq", "intid"),
+        _to=pl.col("seq").shift(-1).over("irq", "intid"),
+    )
+    rows = rows.filter((pl.col("_last") == pl.col("_next")) & (pl.col("target_vcpu") != pl.col("_last")))
+    if rows.is_empty():
+        return
+    mapti = commands.filter(pl.col("dw0") & 0xFF == int(Opcode.MAPTI))
+    mapti = mapti.select("seq", intid=(pl.col("dw1") // 2**32).cast(pl.UInt32))
+    given = pl.concat([raw["affinity"].select("seq", "intid"), mapti])
+    rows = after(rows.with_columns(_own="seq", seq="_from"), given, "intid", _given="seq")
+    rows = rows.filter(pl.col("_given").is_null() | (pl.col("_given") > pl.col("_to")))
+    yield rows.with_columns(seq="_own"), "queue", "affinity", "at odds", "target_vcpu"
+
+
+def _configured(raw: Raw, commands: pl.DataFrame) -> Iterator[Found]:
+    """What update_lpi_config is called with, and what it can return.
+
+    Kernel: vgic-its.c:update_lpi_config returns 0 or an errno and takes over the priority without its low two bits;
+        vgic_its_inv_lpi alone asks it to tell the hardware (v6.12)
+    """
+    for probe in ("config", "config_end"):
+        if raw.gives(probe, "priority"):
+            yield raw[probe].filter(pl.col("priority") & 3 != 0), probe, probe, "at odds", "priority"
+    if raw.gives("config_end", "ret"):
+        yield raw["config_end"].filter(pl.col("ret") > 0), "config_end", "config", "another value", "ret"
+    spans = commands.select("pid", "seq", "end_seq", opcode=pl.col("dw0") & 0xFF)
+    rows = before(raw["config"], spans, _command="seq", _end="end_seq", _opcode="opcode")
+    yield from _requeued(raw, rows)
+    if not raw.gives("config", "needs_inv"):
+        return
+    within = (pl.col("seq") < pl.col("_end")).fill_null(value=False)
+    due = pl.col("_opcode") == int(Opcode.INV)
+    wrong = within & (due != (pl.col("needs_inv") != 0))
+    yield rows.filter(wrong), "config", "command", "another value", "needs_inv"
+    if _present(raw, "inv_lpi"):
+        rows = after(raw["inv_lpi"], raw["config"], config="seq", _needs="needs_inv", _intid="intid")
+        rows = after(rows, raw["inv_lpi"], _next="seq")
+        rows = rows.filter(
+            (pl.col("config") < pl.col("_next").fill_null(NEVER)) & (pl.col("_intid") == pl.col("intid"))
+        )
+        yield rows.filter(pl.col("_needs") == 0), "config", "inv_lpi", "another value", "needs_inv"
+        rows = raw["config"].filter(pl.col("needs_inv") != 0)
+        rows = before(rows, spans, _end="end_seq").filter(
+            pl.col("_end").is_null() | (pl.col("seq") > pl.col("_end"))
+        )
+        rows = before(before(rows, raw["inv_lpi"], _inv="seq"), raw["config"], _last="seq")
+        asked = (pl.col("_inv") > pl.col("_last").fill_null(0)).fill_null(value=False)
+        yield rows.filter(~asked), "config", "inv_lpi", "no entry", None
+
+
+def _requeued(raw: Raw, configs: pl.DataFrame) -> Iterator[Found]:
+    """MAPTI, MAPI and INV queue their LPI again, once, when they have read its configuration.
+
+    Kernel: vgic-its.c:update_lpi_config, but for an LPI that is forwarded to hardware (v6.12)
+    """
+    if not _present(raw, "config_end", "queue"):
+        return
+    known = raw["queue"]["intid"].unique()
+    own = pl.col("_opcode").is_in([int(Opcode.MAPTI), int(Opcode.MAPI), int(Opcode.INV)])
+    rows = configs.filter((pl.col("seq") < pl.col("_end")) & own & pl.col("intid").is_in(known.implode()))
+    # The pending bit of a new LPI is read next, and it is queued for that as well.
+    rows = after(after(rows, raw["sync_pending"], _sync="seq"), raw["config"], _next="seq")
+    rows = rows.with_columns(_end=pl.min_horizontal("_end", "_sync", "_next"))
+    rows = after(rows, raw["config_end"], _done="seq", _ret="ret")
+    rows = after(rows, raw["guest_read"].filter(pl.col("len") == 1), _read="seq")
+    rows = after(rows, raw["guest_read_begin"], _begin="seq")
+    read = pl.min_horizontal("_read", "_begin") < pl.col("_end")
+    rows = rows.filter((pl.col("_done") < pl.col("_end")) & (pl.col("_ret").fill_null(0) == 0) & read)
+    rows = after(rows, raw["queue"], ["pid", "intid"], _queue="seq")
+    there = (pl.col("_queue") < pl.col("_end")).fill_null(value=False)
+    yield rows.filter(~there), "queue", "config", "missing", None
+    given = after(rows.filter(there), raw["config_end"], _given="enabled")
+    given = after(given, raw["queue"], ["pid", "intid"], _queued="enabled")
+    wrong = (pl.col("_given") != 0) != (pl.col("_queued") != 0)
+    yield given.filter(wrong), "queue", "config_end", "another value", "enabled"
+    again = rows.filter(there).select("pid", "intid", "_end", seq="_queue")
+    again = after(again, raw["queue"], ["pid", "intid"], _again="seq").filter(
+        pl.col("_again") < pl.col("_end")
+    )
+    yield (
+        raw["queue"].filter(pl.col("seq").is_in(again["_again"].implode())),
+        "queue",
+        "config",
+        "twice",
+        None,
+    )
+
+
+def _latched(raw: Raw, runs: Runs) -> Iterator[Found]:
+    """An LPI that was still latched when its fill was over is filled again, and not left alone stay after stay."""
+    if not raw["fill_end"].height:
+        return
+    rows = raw["fill_end"].filter(pl.col("pending") != 0).select("seq", "time_ns", "cpu", "pid", "intid")
+    touched = ["fill", "queue", "affinity", "config_end"]
+    rows = after(
+        rows, pl.concat([raw[name].select("intid", "seq") for name in touched]), "intid", _touched="seq"
+    )
+    own = rows.rename({"seq": "_own"}).with_columns(seq="_own")
+    for _ in range(_STAYS):
+        entries = runs.next_entry_of_task(own)
+        own = own.with_columns(seq=entries["entry_seq"], to_ns=entries["entry_ns"]).drop_nulls("seq")
+    left = own.filter(pl.col("seq") < pl.col("_touched").fill_null(NEVER)).with_columns(seq="_own")
+    yield left, "fill_end", "fill", "at odds", "pending"

@@ -33,7 +33,7 @@ class Leftover:
 
     vm: int
     what: str
-    ids: dict[str, int]
+    ids: dict[str, int | None]
     freed: bool
     #: The last command that put it there, or took it away; None: none that is known.
     by: int | None

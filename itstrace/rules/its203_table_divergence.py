@@ -8,7 +8,7 @@ import polars as pl
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.gic.faults import Fault
-from itstrace.rules._teardown import leftovers
+from itstrace.rules._teardown import Leftover, leftovers
 from itstrace.rules._translation import KEY, mismatches
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
@@ -104,7 +104,6 @@ def table_divergence(case: Case) -> Iterator[Finding]:
         )
 
 
-_NAMES: Final = {"free_device": "device", "free_event": "event", "free_collection": "collection"}
 _CALLS: Final = {
     "free_device": "vgic_its_free_device",
     "free_event": "its_free_ite",
@@ -116,8 +115,7 @@ def _torn_down(case: Case) -> Iterator[Finding]:
     """Entries that were freed at a VM's end and should not have been there, or were not freed and should have been."""
     for one in leftovers(case):
         device, event = one.ids.get("device_id"), one.ids.get("event_id")
-        of = f"{_NAMES[one.what]} {one.ids.get('icid', event if event is not None else f'0x{device:x}')}"
-        of += f" of device 0x{device:x}" if event is not None else ""
+        of = _named(one)
         command = case.command_text(one.by)
         if one.freed:
             mechanism = _FOREIGN if one.by is None else _STALE
@@ -142,6 +140,15 @@ def _torn_down(case: Case) -> Iterator[Finding]:
             end_ns=one.time_ns,
             seqs=first_some(one.seqs),
         )
+
+
+def _named(one: Leftover) -> str:
+    """`event 2 of device 0x8`: what was freed, or was not."""
+    if one.what == "free_collection":
+        return f"collection {one.ids['icid']}"
+    device = one.ids["device_id"]
+    of = "an unknown device" if device is None else f"device 0x{device:x}"
+    return f"event {one.ids['event_id']} of {of}" if one.what == "free_event" else of
 
 
 def _shifts(wrong: pl.DataFrame) -> set[int]:
