@@ -90,6 +90,7 @@ def inside(raw: Raw, commands: pl.DataFrame, identity: Identity, runs: Runs) -> 
     yield from _in_process(raw)
     yield from _in_msi(raw)
     yield from _queued(raw)
+    yield from _hits(raw)
     yield from _registers(raw)
     yield from _places(raw)
     yield from _read(raw, identity)
@@ -223,6 +224,20 @@ def _queued(raw: Raw) -> Iterator[Found]:
     yield from _unlike(rows, "queue", "resolve_end", same)
 
 
+def _hits(raw: Raw) -> Iterator[Found]:
+    """A hit of the translation cache has queued its LPI just before it returns, outside of vgic_its_inject_msi as well.
+
+    Kernel: vgic-its.c:vgic_its_inject_cached_translation, which irqfd calls where it may not sleep (v6.12)
+    """
+    if not _present(raw, "cached", "queue"):
+        return
+    on = ["pid", "cpu"]
+    rows = before(raw["cached"], raw["queue"], on, _queue="seq")
+    rows = before(rows, raw["cached"], on, _last="seq", from_ns="time_ns").drop_nulls("_last")
+    late = (pl.col("_queue").is_null() | (pl.col("_queue") < pl.col("_last"))) & (pl.col("ret") == 0)
+    yield rows.filter(late), "queue", "cached", "missing", None
+
+
 def _registers(raw: Raw) -> Iterator[Found]:
     """Each write to GITS_CWRITER or GITS_CTLR goes through the queue, and the queue is gone through for nothing else.
 
@@ -331,6 +346,12 @@ def _states(raw: Raw) -> Iterator[Found]:
     )
     calls = calls.drop_nulls("_last")
     yield calls.filter(pl.col("base") != pl.col("_base")), "process", "process", "at odds", "base"
+    ends = before(calls, raw["process_end"], "its", _end="seq", _creadr="creadr", from_ns="time_ns")
+    ends = before(ends, raw["write_cbaser"], "its", _set="seq")
+    held = (pl.col("enabled") == 1) & (pl.col("_enabled") == 1) & (pl.col("_end") > pl.col("_last"))
+    held &= pl.col("_set").is_null() | (pl.col("_set") < pl.col("_end"))
+    moved = held & (pl.col("creadr") != pl.col("_creadr"))
+    yield ends.filter(moved), "process", "process_end", "another value", "creadr"
     for column, probe in (("enabled", "write_ctlr"), ("cbaser", "write_cbaser")):
         if not raw.has(probe):
             continue
