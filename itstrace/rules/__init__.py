@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -20,7 +20,7 @@ from itstrace.rules.registry import HEADINGS, RULES, Rule, RuleError, Setting, r
 from itstrace.rules.registry import settings as _settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from itstrace.errors import Damage
     from itstrace.lives import Lives
@@ -109,6 +109,7 @@ def check(
     lacking = {code: lacks for code, lacks in missing.items() if lacks}
     skipped = [SkippedRule(code, rules[code].name, lacks) for code, lacks in lacking.items()]
     found: list[Finding] = []
+    shared: dict[Callable[[Case], Any], Any] = {}
     for code, each in rules.items():
         if code in lacking:
             continue
@@ -125,7 +126,7 @@ def check(
             losses_told,
             kernel,
             settings or {},
-        )
+        ).sharing(shared)
         if not each.origin:
             found += each.check(case)
             continue

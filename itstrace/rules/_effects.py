@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from itstrace.observe.joins import before
-from itstrace.rules.case import NEVER
+from itstrace.rules.case import NEVER, once
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case
@@ -63,6 +63,7 @@ def told(case: Case, what: str) -> bool | None:
     return any(case.observations.records.get(probe) for probe in probes) if probes else None
 
 
+@once
 def seen(case: Case) -> pl.DataFrame:
     """Everything that KVM was seen to do that a command may be the cause of.
 
@@ -95,15 +96,16 @@ def seen(case: Case) -> pl.DataFrame:
     return rows.with_columns(command_seq=pl.when(within).then("command_seq")).drop("_end")
 
 
-def compared(case: Case, done: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+@once
+def compared(case: Case) -> tuple[pl.DataFrame, pl.DataFrame]:
     """What commands had to do, and what they did besides.
 
-    `done` is what `seen` gave. Left out are effects that the capture shows none of.
-    Shape: rows of EXPECTED of commands with `met` (it was seen) and `told` (its probe fired at all); rows of `done`
+    Left out are effects that the capture shows none of.
+    Shape: rows of EXPECTED of commands with `met` (it was seen) and `told` (its probe fired at all); rows of `seen`
         of commands that nothing expected accounts for.
     """
     expected = case.history.expected.drop_nulls("command_seq")
-    done = done.drop_nulls("command_seq")
+    done = seen(case).drop_nulls("command_seq")
     wanted, extra = [], []
     for (what,), mine in expected.group_by("what", maintain_order=True):
         told_of = told(case, str(what)) if what in KEYS else None

@@ -254,7 +254,7 @@ def _call(row: dict[str, Any]) -> str:
 def _misdirected(case: Case) -> Iterator[Finding]:
     """Commands that did what they must to what they must, but not as they must: another vCPU, another collection."""
     done = seen(case)
-    wanted, _ = compared(case, done)
+    wanted, _ = compared(case)
     for what, operand, name in (
         ("retarget", "vcpu", "vCPU"),
         ("alloc_event", "icid", "collection"),
@@ -287,7 +287,7 @@ def _untaken(case: Case) -> Iterator[Finding]:
     What is seen next of the LPI shows its target, as long as nothing else has given it one since.
     """
     obs = case.observations
-    wanted, _ = compared(case, seen(case))
+    wanted, _ = compared(case)
     rows = wanted.filter(
         (pl.col("what") == "retarget") & pl.col("certain") & pl.col("met") & pl.col("vcpu").is_not_null()
     )
