@@ -66,7 +66,7 @@ def _case(analysis: Analysis, history: History | None = None) -> Case:
 
 def _unmet_and_extra(case: Case) -> tuple[pl.DataFrame, pl.DataFrame]:
     """What commands surely had to do and were not seen to, and what they did besides; MOVALL by itself, see below."""
-    wanted, extra = compared(case, seen(case))
+    wanted, extra = compared(case)
     movalls = case.history.verdicts.filter(pl.col("opcode") == "MOVALL")["seq"].implode()
     return wanted.filter(pl.col("certain") & ~pl.col("met")), extra.filter(
         ~pl.col("command_seq").is_in(movalls)
@@ -101,7 +101,7 @@ def test_every_command_of_every_kind_did_what_it_must(corpus: Path, name: str) -
 def test_every_kind_of_effect_is_expected_and_seen(corpus: Path, name: str) -> None:
     """Each kind that the kernel has a probe for, by at least one command, and surely."""
     case = _case(analysis_of(corpus / name / "trace.dat"))
-    wanted, _ = compared(case, seen(case))
+    wanted, _ = compared(case)
     sure = set(wanted.filter("certain")["what"])
 
     assert sure == {what for what in KEYS if told(case, what) is not None}
@@ -117,7 +117,7 @@ def test_every_kind_of_effect_is_expected_and_seen(corpus: Path, name: str) -> N
 )
 def test_movall_is_the_exception(corpus: Path, name: str, calls: int) -> None:
     case = _case(analysis_of(corpus / name / "trace.dat"))
-    _, extra = compared(case, seen(case))
+    _, extra = compared(case)
 
     assert extra.filter(pl.col("what") == "retarget").height == extra.height == calls
 
