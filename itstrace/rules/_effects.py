@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from itstrace.observe.joins import before
-from itstrace.rules.case import NEVER
+from itstrace.rules.case import NEVER, once
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case
@@ -66,16 +66,13 @@ def told(case: Case, what: str) -> bool | None:
     return any(case.observations.records.get(probe) for probe in probes) if probes else None
 
 
+@once
 def seen(case: Case) -> pl.DataFrame:
     """Everything that KVM was seen to do that a command may be the cause of.
 
     Shape: the columns of `_SEEN`, in order of seq, with `command_seq`, the command that its task was carrying out
         (null: none).
     """
-    return case.once("effects seen", lambda: _see(case))
-
-
-def _see(case: Case) -> pl.DataFrame:
     obs = case.observations
     configs = obs.config_calls if case.recorded("config") else obs.configs
     parts = [
@@ -102,6 +99,7 @@ def _see(case: Case) -> pl.DataFrame:
     return rows.with_columns(command_seq=pl.when(within).then("command_seq")).drop("_end")
 
 
+@once
 def compared(case: Case) -> tuple[pl.DataFrame, pl.DataFrame]:
     """What commands had to do, and what they did besides.
 
@@ -109,10 +107,6 @@ def compared(case: Case) -> tuple[pl.DataFrame, pl.DataFrame]:
     Shape: rows of EXPECTED of commands with `met` (it was seen) and `told` (its probe fired at all); rows of what was
         `seen` of commands that nothing expected accounts for.
     """
-    return case.once("effects compared", lambda: _compare(case))
-
-
-def _compare(case: Case) -> tuple[pl.DataFrame, pl.DataFrame]:
     expected = case.history.expected.drop_nulls("command_seq")
     done = seen(case).drop_nulls("command_seq")
     wanted, extra = [], []
