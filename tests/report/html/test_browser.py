@@ -76,7 +76,7 @@ def test_a_page_of_a_million_msis_opens_and_answers(
     for view in VIEWS:
         browser.go(f"view={view}")
     shown = f"of {analysis.observations.commands.height:,} commands shown"
-    browser.go("view=commands&q=mapti 0x3")
+    browser.go("view=commands&q=mapti+0x3")
     assert any(shown in text for text in browser.texts(".capped"))
     assert all(row[4].startswith("MAPTI DeviceID 0x3") for row in browser.rows(".commands .scroller"))
     browser.go("t=110.5")
