@@ -131,7 +131,7 @@ def strays(raw: Raw) -> Iterator[tuple[str, str, pl.DataFrame]]:
             continue
         named = pl.concat(parts).drop_nulls(column)
         counts = named[column].value_counts()
-        if counts.height < 2 or counts["count"].min() > 1:
+        if counts.height < 2:
             continue
         often = counts.filter(pl.col("count") >= _OFTEN)[column]
         lonely = counts.filter(pl.col("count") == 1)[column]
