@@ -51,21 +51,8 @@ _ROOM: Final = 8
 #: How far a record is delayed at the most.
 _DELAYS_NS: Final = (20_000, 1_000_000, 50_000_000, 2_000_000_000)
 _HEAD: Final = ("seq", "time_ns", "cpu", "pid")
-#: Columns that say what a record is about.
-_NAMES: Final = {
-    "kvm",
-    "its",
-    "vcpu",
-    "intid",
-    "device_id",
-    "event_id",
-    "icid",
-    "gpa",
-    "addr",
-    "val",
-    "dw0",
-    "irq",
-}
+#: Columns that say what a record is about; all records of a VM share its pointers.
+_NAMES: Final = {"intid", "device_id", "event_id", "icid", "gpa", "addr", "val", "dw0", "irq"}
 #: Columns in which frames may differ though they tell the same: places, times, and who carried it out.
 _WHEN: Final = {"cpu", "pid"}
 #: A finding that quotes a record this near (in records) is about it.

@@ -59,6 +59,8 @@ _ALIVE = (
 
 #: Structures of the kernel's lie on multiples of this.
 _ALIGNED = 8
+#: One worker of the host's injects for several VMs, and one task saves all ITSs of its VM.
+_FOR_SEVERAL = ("msi", "save_tables", "restore_tables")
 #: A pointer that so many records name is real.
 _OFTEN = 8
 
@@ -116,8 +118,8 @@ def strays(raw: Raw) -> Iterator[tuple[str, str, pl.DataFrame]]:
     """Pointers that cannot name what they should: (probe, column, its rows).
 
     A `struct kvm` or `struct vgic_its` is named again and again, and lies on a multiple of 8. One that a single record
-    names is a stray where it does not lie so, or where the record's task names another one of its kind: a probe that read
-    a register or a stack slot too late, or a record that was damaged.
+    names is a stray where it does not lie so, or where the record's task, which works for one VM or ITS at a time, names
+    another one of its kind: a probe that read a register or a stack slot too late, or a record that was damaged.
     """
     for column, probes in (("its", _WITH_ITS), ("kvm", _WITH_KVM)):
         parts = [
@@ -129,12 +131,14 @@ def strays(raw: Raw) -> Iterator[tuple[str, str, pl.DataFrame]]:
             continue
         named = pl.concat(parts).drop_nulls(column)
         counts = named[column].value_counts()
-        if counts.height < 2 or counts["count"].min() > 1:
+        if counts.height < 2:
             continue
         often = counts.filter(pl.col("count") >= _OFTEN)[column]
         lonely = counts.filter(pl.col("count") == 1)[column]
         of_tasks = named.filter(pl.col(column).is_in(often.implode()))["pid"].unique()
-        aside = (pl.col(column) % _ALIGNED != 0) | pl.col("pid").is_in(of_tasks.implode())
+        aside = (pl.col(column) % _ALIGNED != 0) | (
+            pl.col("pid").is_in(of_tasks.implode()) & ~pl.col("probe").is_in(_FOR_SEVERAL)
+        )
         found = named.filter(pl.col(column).is_in(lonely.implode()) & aside) if often.len() else named.clear()
         for probe in dict.fromkeys(found["probe"].to_list()):
             seqs = found.filter(pl.col("probe") == probe)["seq"]

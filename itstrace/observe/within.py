@@ -94,6 +94,7 @@ def inside(raw: Raw, commands: pl.DataFrame, identity: Identity, runs: Runs) -> 
     yield from _registers(raw)
     yield from _places(raw)
     yield from _read(raw, identity)
+    yield from _frames(raw, identity)
     yield from _states(raw)
     yield from _once(raw, commands)
     yield from _synced(raw, commands)
@@ -317,8 +318,7 @@ def _read(raw: Raw, identity: Identity) -> Iterator[Found]:
         )
         own = pl.col("_at") > pl.max_horizontal(pl.col("_begun"), pl.col("_last").fill_null(0))
         slot = pl.col("_gpa") - (pl.col("_cbaser") & _CBASER_ADDRESS)
-        wrong = own & (slot != pl.col("creadr"))
-        yield rows.filter(wrong), "guest_read", "command", "another value", "gpa"
+        yield rows.filter(own & (slot != pl.col("creadr"))), "guest_read", "command", "another value", "gpa"
     bases = raw["write_pendbaser"].filter(pl.col("len").fill_null(8) == 8)
     if not _present(raw, "sync_pending") or bases.is_empty() or not identity.vms["complete"].all():
         return
@@ -335,6 +335,26 @@ def _read(raw: Raw, identity: Identity) -> Iterator[Found]:
         rows = rows.filter((pl.col("_read") < until) & ~table.is_in(known.implode()))
         wrong = frame.filter(pl.col("seq").is_in(rows["_read"].implode()))
         yield wrong, probe, "sync_pending", "another value", "gpa"
+
+
+def _frames(raw: Raw, identity: Identity) -> Iterator[Found]:
+    """The redistributor that a guest's write is to says of which vCPU it is.
+
+    Spec: IHI 0069H, a redistributor's RD_base and SGI_base frames are 128 KiB together.
+    """
+    probes = ("write_rctlr", "write_propbaser", "write_pendbaser")
+    parts = [
+        raw[probe].select("seq", "time_ns", "cpu", "pid", "vcpu", "addr", probe=pl.lit(probe))
+        for probe in probes
+    ]
+    rows = identity.with_vm(pl.concat(parts).filter(pl.col("addr") > _FRAME_MASK).sort("seq"))
+    rows = rows.with_columns(_frame=pl.col("addr") // (2 * (_FRAME_MASK + 1)))
+    frame = ["vm", "_frame"]
+    each = rows.group_by(*frame, "vcpu").agg(_n=pl.len())
+    rows = rows.join(each, on=[*frame, "vcpu"], how="left", maintain_order="left", nulls_equal=True)
+    rows = rows.filter((pl.col("_n") == 1) & (pl.col("_n").max().over(frame) > 1))
+    for (probe,), found in rows.group_by(["probe"], maintain_order=True):
+        yield found, str(probe), str(probe), "at odds", "vcpu"
 
 
 def _states(raw: Raw) -> Iterator[Found]:

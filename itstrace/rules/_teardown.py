@@ -7,6 +7,7 @@ Kernel: vgic-its.c:vgic_its_destroy frees all devices of an ITS, each with its e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
@@ -70,11 +71,9 @@ def _with_devices(frees: pl.DataFrame) -> pl.DataFrame:
 
 def _over(case: Case, frees: pl.DataFrame) -> bool:
     """Whether the capture goes on long enough for the teardown to be all in it."""
-    longest = frees["time_ns"].diff().max()
-    last: int = frees["time_ns"].max()  # type: ignore[assignment]
-    if case.end_ns is None or longest is None:
-        return False
-    return case.end_ns - last > _QUIET * int(longest)  # type: ignore[call-overload]
+    times: list[int] = frees["time_ns"].sort().to_list()
+    steps = [later - earlier for earlier, later in pairwise(times)]
+    return case.end_ns is not None and bool(steps) and case.end_ns - times[-1] > _QUIET * max(steps)
 
 
 def _compared(case: Case, vm: dict[str, Any], frees: pl.DataFrame, *, over: bool) -> Iterator[Leftover]:
@@ -101,9 +100,9 @@ def _compared(case: Case, vm: dict[str, Any], frees: pl.DataFrame, *, over: bool
                 vm["vm"], op, dict(zip(keys, ids, strict=True)), True, took[0], (*took, seq), time_ns, intid
             )
         # Later ones of its list, or of the lists that come after it, were freed.
-        latest = freed["seq"].max()
+        latest: int | None = freed["seq"].max()  # type: ignore[assignment]
         done = over or not frees.filter(pl.col("seq") > (latest or 0)).is_empty()
-        first_freed = frees["seq"].min()
+        first_freed: int = frees["seq"][0]
         for ids in due.keys() - got.keys():
             row = due[ids]
             later = any(
