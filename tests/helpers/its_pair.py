@@ -184,7 +184,8 @@ class Pair:
             assert serialised(its) == (plain.dtes, plain.ctes, plain.itts)
             assert bool(its.enabled) == plain.enabled
             if its.cbaser is not None:
-                assert (its.creadr, its.cwriter) == (plain.creadr, plain.cwriter)
+                queue = plain.cbaser, plain.creadr, plain.cwriter
+                assert (its.cbaser, its.creadr, its.cwriter) == queue
             for number, value in its.baser.items():
                 assert value == plain.baser[number]
         for vcpu, enabled in enumerate(self.plain.lpis_enabled):

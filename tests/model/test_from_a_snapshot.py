@@ -14,7 +14,7 @@ import pytest
 from conftest import SAMPLES, analysis_of
 from helpers.its_pair import Pair, serialised
 from helpers.plain_its import KERNELS, ORPHAN, entry, used
-from helpers.streams import SKETCH, VCPUS, drawn
+from helpers.streams import SEEDS, VCPUS, drawn, sketches_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from itstrace.tables import Tables
 
 STREAMS = settings(max_examples=60, derandomize=True, database=None, deadline=None)
-SKETCHES = st.lists(SKETCH, min_size=5, max_size=25)
+SKETCHES = SEEDS.map(sketches_of)
 
 
 def started(release: str, *, indirect: bool = False) -> Pair:
