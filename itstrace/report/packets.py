@@ -49,7 +49,7 @@ CLOCKS: Final = {"mono": 3, "mono_raw": 5, "boot": 6}
 #: Our one sequence.
 _OURS: Final = 1
 #: Rows that are encoded at once.
-_CHUNK: Final = 1 << 16
+_CHUNK: Final = 1 << 14
 
 #: Columns that say where an event stands; all others of a frame are its arguments.
 PLACE: Final = ("_track", "_name", "_begin", "_end", "_flow")
