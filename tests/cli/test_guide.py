@@ -1,4 +1,4 @@
-"""The guides show what happens: every example of cli.md, bundles.md and export.md is run, and all that it shows is in its output."""
+"""The guides show what happens: every example of three of them is run, and all that it shows is in its output."""
 
 from __future__ import annotations
 

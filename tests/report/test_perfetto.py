@@ -104,6 +104,8 @@ def test_msis_and_queueings(capture: Path) -> None:
     assert Counter((one.args["seq"], one.args["outcome"]) for one in msis) == rows(
         analysis.lives.lives, "injected_seq", "outcome"
     )
+    results = dict(obs.injections.select("seq", "result").drop_nulls().iter_rows())
+    assert {one.args["seq"]: one.args["result"] for one in msis if "result" in one.args} == results
     for one in msis:
         at_its = one.path[-1] == "MSIs of no LPI" and one.path[-2].startswith("ITS ")
         assert at_its if "LPI" not in one.args else one.path[-1] == f"LPI {one.args['LPI']}"
@@ -255,6 +257,13 @@ def test_the_rate_adds_up_to_the_msis(capture: Path) -> None:
     total = sum((one.value or 0) * part / 1e9 for one in trace.values)
 
     assert total == pytest.approx(analysis.observations.injections.height, abs=len(trace.values) * part / 1e9)
+
+
+def test_a_negative_number_of_any_width_is_its_64_bit_complement() -> None:
+    for dtype in (np.int8, np.int16, np.int32, np.int64):
+        rows = protobuf.Rows(2)
+        rows.number(4, np.array([-14, 3], dtype))
+        assert rows.encode() == protobuf.number(4, -14) + protobuf.number(4, 3)
 
 
 def test_times_are_of_the_captures_clock_where_the_format_knows_it() -> None:
