@@ -247,7 +247,8 @@ FILL_RETURNS = pl.Schema(
     }
 )
 
-#: One row per device, event or collection that KVM allocated or freed (`op`).
+#: One row per device, event or collection that KVM allocated or freed (`op`); `event_bits` and `itt_gpa` of a device
+#: that was allocated.
 ALLOCATIONS = pl.Schema(
     {
         **_WHEN,
@@ -256,6 +257,8 @@ ALLOCATIONS = pl.Schema(
         "device_id": pl.UInt32,
         "event_id": pl.UInt32,
         "icid": pl.UInt32,
+        "event_bits": pl.UInt8,
+        "itt_gpa": pl.UInt64,
     }
 )
 
@@ -298,11 +301,21 @@ VM_EVENTS = pl.Schema(
     }
 )
 
-#: One row per record that its own call belies. `what`: no return (the task called again), no entry (it returned twice),
-#: missing (a record that every such call makes), another value (`field` is not what the call's other record says),
-#: twice (a record that a call makes once).
+#: One row per record that its own call belies, or what else is recorded of its task, ITS or vCPU. `what`: no return (the
+#: task called again), no entry (it returned twice, or nothing led to it), missing (a record that every such call makes),
+#: another value (`field` is not what the call's other record says), twice (a record that a call makes once), at odds
+#: (`field` is not what all other records say). What is missing would lie between `from_ns` and `to_ns` (null: `time_ns`).
+#: X
 CONTRADICTIONS = pl.Schema(
-    {**_WHEN, "probe": pl.String, "partner": pl.String, "what": pl.String, "field": pl.String}
+    {
+        **_WHEN,
+        "probe": pl.String,
+        "partner": pl.String,
+        "what": pl.String,
+        "field": pl.String,
+        "from_ns": pl.Int64,
+        "to_ns": pl.Int64,
+    }
 )
 
 #: One row per record that is stamped in an order in which it cannot have happened. `what`: run (two runs of one vCPU,

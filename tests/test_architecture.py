@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "baseline": {"findings"},
     "analysis": {"readers", "observe", "replay", "lives", "rules", "findings", "seed", "instants"},
     "compare": {"analysis"},
+    "difference": {"analysis", "findings", "observe"},
     "verify": {"analysis", "compare", "gic", "instants", "readers", "saved_tables", "seed"},
     "report": {
         "_version",
@@ -42,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
         "rules",
         "verify",
         "compare",
+        "difference",
         "instants",
     },
 }

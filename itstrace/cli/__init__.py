@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from itstrace._version import __version__
-from itstrace.cli import analyze, commands, events, export, info, lpi, rules, tables, verify
+from itstrace.cli import analyze, commands, diff, events, export, info, lpi, rules, tables, verify
 from itstrace.cli.help import Command, Group
 from itstrace.cli.output import SETTINGS, note, silence
 from itstrace.errors import ExitCode, ItsTraceError
@@ -36,7 +36,7 @@ def _version(wanted: bool) -> None:
     epilog="""Begin with 'itstrace analyze trace.dat'; '... COMMAND --help' says more about each.
 
     Exit codes: 0 done, 1 a finding at or above --fail-on, 2 wrong usage, 3 the capture cannot be read or
-    holds nothing of an ITS, 4 verify found a difference, 130 interrupted."""
+    holds nothing of an ITS, 4 verify or diff found a difference, 130 interrupted."""
 )
 def _top(
     *,
@@ -56,7 +56,7 @@ def _top(
     SETTINGS.color = not no_color
 
 
-for command in (analyze, lpi, commands, tables, events, info, verify, export, rules):
+for command in (analyze, lpi, commands, tables, events, info, verify, diff, export, rules):
     command.register(app)
 for registered in app.registered_commands:
     registered.cls = Command

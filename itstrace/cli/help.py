@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 GROUPS: Final = (
     ("Answer", ("analyze",)),
     ("Look closer", ("lpi", "commands", "tables", "events")),
-    ("Check", ("info", "verify", "rules")),
+    ("Check", ("info", "verify", "diff", "rules")),
 )
 _NO_COLOR: Final = ("--no-color", "No colours (the variable NO_COLOR does the same).")
 
