@@ -1,10 +1,12 @@
 """Perfetto's trace format, written as a stream: tracks, slices, instants, counters, with interned texts.
 
-Theory of operation. A trace is a run of packets (Source: perfetto, protos/perfetto/trace/trace.proto). All of ours are of
-one sequence; texts are interned: numbered, and told in a packet before the first that uses them. A track's events are
-written track by track, each slice's end right behind its begin: readers sort packets by time and keep the order of the
-file where times are equal, so that a slice that ends where the next begins never nests into it. Many events of one shape
-are a frame and are encoded column by column; a few of their own kind are written one by one.
+Theory of operation. A trace is a run of packets. All of ours are of one sequence; texts are interned: numbered, and told in
+a packet before the first that uses them. A track's events are written track by track, each slice's end right behind its
+begin: readers sort packets by time and keep the order of the file where times are equal, so that a slice that ends where
+the next begins never nests into it. Many events of one shape are a frame and are encoded column by column; a few of their
+own kind are written one by one.
+
+Source: perfetto, protos/perfetto/trace/trace.proto, Trace.
 """
 
 from __future__ import annotations
@@ -23,33 +25,33 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-# Fields. Source: perfetto, protos/perfetto/trace/trace_packet.proto, TracePacket
+# Fields. Source: perfetto, protos/perfetto/trace/trace_packet.proto, TracePacket.
 _PACKET: Final = 1  # of Trace
 _CLOCK_SNAPSHOT, _TIMESTAMP, _SEQUENCE, _TRACK_EVENT, _INTERNED = 6, 8, 10, 11, 12
 _FLAGS, _DEFAULTS, _TRACK_DESCRIPTOR = 13, 59, 60
 _CLEARED, _NEEDS_STATE = 1, 2  # SequenceFlags
-_DEFAULT_CLOCK: Final = 58  # Source: perfetto, protos/perfetto/trace/trace_packet_defaults.proto
-# Source: perfetto, protos/perfetto/trace/clock_snapshot.proto
+_DEFAULT_CLOCK: Final = 58  # Source: perfetto, protos/perfetto/trace/trace_packet_defaults.proto.
+# Source: perfetto, protos/perfetto/trace/clock_snapshot.proto.
 _CLOCKS, _PRIMARY_CLOCK, _CLOCK_ID, _CLOCK_TIME = 1, 2, 1, 2
-# Source: perfetto, protos/perfetto/trace/track_event/track_descriptor.proto
+# Source: perfetto, protos/perfetto/trace/track_event/track_descriptor.proto.
 _UUID, _TRACK_NAME, _PARENT, _COUNTER, _ORDERING, _RANK, _DESCRIPTION = 1, 2, 5, 8, 11, 12, 14
 _EXPLICIT: Final = 3  # ChildTracksOrdering
-_UNIT_NAME: Final = 6  # Source: perfetto, protos/perfetto/trace/track_event/counter_descriptor.proto
-# Source: perfetto, protos/perfetto/trace/track_event/track_event.proto, TrackEvent
+_UNIT_NAME: Final = 6  # Source: perfetto, protos/perfetto/trace/track_event/counter_descriptor.proto.
+# Source: perfetto, protos/perfetto/trace/track_event/track_event.proto, TrackEvent.
 _ARGUMENT, _TYPE, _NAME, _TRACK, _VALUE, _FLOW = 4, 9, 10, 11, 30, 47
 _BEGIN, _END, _INSTANT, _COUNT = 1, 2, 3, 4  # Type
-# Source: perfetto, protos/perfetto/trace/track_event/debug_annotation.proto
+# Source: perfetto, protos/perfetto/trace/track_event/debug_annotation.proto.
 _KEY, _BOOL, _UINT, _INT, _POINTER, _ARRAY, _TEXT = 1, 2, 3, 4, 7, 12, 17
-# Source: perfetto, protos/perfetto/trace/interned_data/interned_data.proto
+# Source: perfetto, protos/perfetto/trace/interned_data/interned_data.proto.
 _NAMES, _KEYS, _TEXTS = 2, 3, 29
 
 #: Of the clocks that a trace may be of, those that the format has a number for; a capture of any other says nothing of
-#: it. Source: perfetto, protos/perfetto/common/builtin_clock.proto
+#: it. Source: perfetto, protos/perfetto/common/builtin_clock.proto.
 CLOCKS: Final = {"mono": 3, "mono_raw": 5, "boot": 6}
 #: Our one sequence.
 _OURS: Final = 1
 #: Rows that are encoded at once.
-_CHUNK: Final = 1 << 16
+_CHUNK: Final = 1 << 14
 
 #: Columns that say where an event stands; all others of a frame are its arguments.
 PLACE: Final = ("_track", "_name", "_begin", "_end", "_flow")

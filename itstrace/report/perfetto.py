@@ -205,7 +205,7 @@ class _Trace:
             _begin=pl.coalesce("from_ns", pl.lit(self.start_ns)),
             _end="to_ns",
             lost="lost",
-            number=pl.when(pl.col("lost").is_null()).then(pl.lit("not counted by the kernel")),
+            note=pl.when(pl.col("lost").is_null()).then(pl.lit("the kernel did not count how many")),
         )
 
         def track(cpu: int, lane: int) -> int:

@@ -1,6 +1,6 @@
 """Protocol buffers, as much of them as a trace needs: one message at a time, or the same message for every row of a frame.
 
-Source: protobuf.dev/programming-guides/encoding (base 128 varints, wire types, length prefixes).
+Source: protobuf.dev, Encoding (base 128 varints, wire types, length prefixes).
 """
 
 from __future__ import annotations
