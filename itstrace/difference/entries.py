@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from itstrace.tables import Tables
 
 #: One row per compared field of an entry; VMs and ITSs are A's numbers. `field` is `mapped` where only one has the entry:
-#: then the other side says what it holds. Values are as shown; null is unknown.
+#: then the other side says what it holds. An event's `intid` is that of both. Values are as shown; null is unknown.
 ENTRIES = pl.Schema(
     {
         "what": pl.String,  # device, collection, event, lpi
@@ -43,8 +43,6 @@ _ASIDE: Final = {
     "itt_gpa": "where the guest put the table",
     "pending": "what is pending just then",
 }
-#: Fields that follow from single records, which no chain of commands vouches for.
-_BY_RECORD: Final = ("enabled", "priority")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +129,29 @@ def entries(
         else:
             other = _renamed(other, {there: here for here, there in itss.items()}, by_its=True)
             mine = mine.join(_pairs(list(itss)), on=["vm", "its"], how="semi", maintain_order="left")
-        parts.append(_compared(kind, mine, other, _unseen(a, b, itss), lost))
+        parts.append(_compared(kind, mine, other, _unseen(a, b, itss), lost if kind.what == "lpi" else None))
     order = pl.Enum(["different", "aside", "unknown", "equal"])
-    return pl.concat([pl.DataFrame(schema=ENTRIES), *parts]).sort(
-        pl.col("verdict").cast(order), maintain_order=True
+    rows = _followed(pl.concat([pl.DataFrame(schema=ENTRIES), *parts]))
+    return rows.sort(pl.col("verdict").cast(order), maintain_order=True)
+
+
+def _followed(rows: pl.DataFrame) -> pl.DataFrame:
+    """An LPI that goes to another vCPU because its event is in another collection is told with the event.
+
+    Shape: ENTRIES, as `rows`.
+    """
+    differs = pl.col("verdict") == "different"
+    moved = (
+        rows.filter(differs & (pl.col("field") == "icid")).drop_nulls("intid").select("vm", "intid").unique()
     )
+    rows = rows.join(
+        moved.with_columns(moved=pl.lit(value=True)), on=["vm", "intid"], how="left", maintain_order="left"
+    )
+    follows = differs & pl.col("moved") & (pl.col("what") == "lpi") & (pl.col("field") == "target_vcpu")
+    return rows.with_columns(
+        verdict=pl.when(follows).then(pl.lit("aside")).otherwise("verdict"),
+        reason=pl.when(follows).then(pl.lit("its event is in another collection")).otherwise("reason"),
+    ).drop("moved")
 
 
 def _pairs(itss: list[tuple[int, int]]) -> pl.DataFrame:
@@ -155,9 +171,15 @@ def _renamed(
 
 
 def _unseen(a: Analysis, b: Analysis, itss: Matched) -> pl.DataFrame:
-    """By ITS (A's numbers) why an entry that a side does not have may be mapped there. Shape: vm, its, why_a, why_b."""
-    rows = [(*here, _hidden("A", a, *here), _hidden("B", b, *there)) for here, there in itss.items()]
-    schema = {"vm": pl.UInt16, "its": pl.UInt16, "why_a": pl.String, "why_b": pl.String}
+    """By ITS (A's numbers) why an entry that a side does not have may be mapped there, and whether any may be other.
+
+    Shape: vm, its, why_a, why_b, lost.
+    """
+    rows = []
+    for here, there in itss.items():
+        lost = [_lost("A", a, *here), _lost("B", b, *there)]
+        rows.append((*here, _hidden("A", a, *here), _hidden("B", b, *there), lost[0] or lost[1]))
+    schema = {"vm": pl.UInt16, "its": pl.UInt16, "why_a": pl.String, "why_b": pl.String, "lost": pl.String}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
@@ -167,9 +189,13 @@ def _hidden(side: str, analysis: Analysis, vm: int, its: int) -> str | None:
         return f"{side} did not record ITS commands"
     if not analysis.observations.itss.filter(here)["complete"].all():
         return f"{side} does not show all that was mapped"
-    if analysis.observations.commands.filter(here)["lost_before"].any():
-        return f"{side} lost ITS commands"
-    return None
+    return _lost(side, analysis, vm, its)
+
+
+def _lost(side: str, analysis: Analysis, vm: int, its: int) -> str | None:
+    here = (pl.col("vm") == vm) & (pl.col("its") == its)
+    lost = analysis.observations.commands.filter(here)["lost_before"].any()
+    return f"{side} lost ITS commands" if lost else None
 
 
 def _compared(
@@ -203,8 +229,8 @@ def _compared(
                     same=pl.lit(value=False),
                 )
             )
-    names = ["vm", "its", *kind.keys, "field", "a", "b", "reason", "same"]
-    rows = pl.concat([part.select(names) for part in parts])
+    names = ["vm", "its", *_IDS, "field", "a", "b", "reason", "same"]
+    rows = pl.concat([_told_by(kind, part).select(names) for part in parts])
     aside = pl.col("field").is_in(list(_ASIDE))
     rows = rows.with_columns(
         what=pl.lit(kind.what),
@@ -215,7 +241,6 @@ def _compared(
         .when(aside)
         .then(pl.lit("aside"))
         .otherwise(pl.lit("different")),
-        **{name: pl.lit(None) for name in _IDS if name not in kind.keys},
     )
     rows = rows.with_columns(
         reason=pl.when("same")
@@ -233,6 +258,15 @@ def _compared(
     )
 
 
+def _told_by(kind: _Kind, part: pl.DataFrame) -> pl.DataFrame:
+    """The rows with all ids; an event has its LPI's, too, where both sides have the same."""
+    part = part.with_columns(pl.lit(None, pl.UInt32).alias(name) for name in _IDS if name not in kind.keys)
+    if kind.what != "event":
+        return part
+    same = pl.col("intid_a") == pl.col("intid_b")
+    return part.with_columns(intid=pl.when(same).then(pl.col("intid_a").cast(pl.UInt32)))
+
+
 def _side(kind: _Kind, frame: pl.DataFrame, end: str) -> pl.DataFrame:
     """One side's entries, as shown, its columns named apart from the other's."""
     fields = [pl.col(name).alias(name + end) for name in kind.fields]
@@ -248,7 +282,7 @@ def _field(both: pl.DataFrame, name: str, lost: str | None) -> pl.DataFrame:
         .then(pl.lit("A does not tell"))
         .when(theirs.is_null())
         .then(pl.lit("B does not tell"))
-        .otherwise(pl.lit(lost if name in _BY_RECORD else None, pl.String))
+        .otherwise(pl.coalesce(pl.lit(lost, pl.String), "lost"))
     )
     same = (ours == theirs).fill_null(value=False)
     return both.with_columns(field=pl.lit(name), a=ours, b=theirs, reason=reason, same=same)

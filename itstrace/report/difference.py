@@ -325,6 +325,8 @@ def _entry(key: Row, *, many_vms: bool, many_itss: bool) -> str:
         "event": f"device {hexa(key['device_id'])} event {key['event_id']}",
         "lpi": f"LPI {key['intid']}",
     }[key["what"]]
+    if key["what"] == "event" and key["intid"] is not None:
+        name += f" (LPI {key['intid']})"
     its = f", ITS {key['its']}" if many_itss and key["its"] is not None else ""
     return name + (f", VM {key['vm']}" if many_vms else "") + its
 

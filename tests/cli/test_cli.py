@@ -455,6 +455,7 @@ def test_tables_differ_with_time(capsys: pytest.CaptureFixture[str], monkeypatch
     [
         ["analyze", DOUBLE], ["info", DOUBLE], ["events", DOUBLE], ["events", DOUBLE, "queue_irq"],
         ["commands", DOUBLE], ["tables", DOUBLE], ["lpi", DOUBLE, "8193"], ["rules"], ["rules", "ITS401"],
+        ["diff", DOUBLE, DOUBLE],
     ],
     ids=lambda arguments: " ".join(Path(str(each)).name for each in arguments),
 )  # fmt: skip
