@@ -212,6 +212,7 @@ def mutated(tally: mutate.Tally, seed: int) -> str:
         table(head, [row(f"`{probe}`", probe=probe) for probe in probes]),
         "\nBy whom: " + ", ".join(f"{code} {number}" for code, number in said.most_common()) + ".",
     ]
+    lines += ["\n" + _silent(tally)]
     missed = tally.missed()
     if missed:
         lines.append("\nMissed:\n")
@@ -227,6 +228,28 @@ def mutated(tally: mutate.Tally, seed: int) -> str:
         ]
         lines.append(table(["capture", "probe", "change", "", "what differs"], rows))
     return "\n".join(lines)
+
+
+def _silent(tally: mutate.Tally) -> str:
+    """What carries no information, and why: the records, and what proves it."""
+    found = Counter(
+        (outcome.verdict, outcome.mutation.probe, outcome.mutation.change, outcome.why, outcome.differs)
+        for _, outcome in tally.outcomes
+        if outcome.verdict in mutate.SILENT and outcome.verdict is not mutate.Verdict.IN_ORDER
+    )
+    rows = [
+        [
+            verdict,
+            f"`{probe}` {change}" + (f" `{why}`" if verdict is not mutate.Verdict.TOLD_TWICE and why else ""),
+            str(number),
+            f"`{why}` tells it"
+            if verdict is mutate.Verdict.TOLD_TWICE
+            else ", ".join(f"`{name}`" for name in differs),
+        ]
+        for (verdict, probe, change, why, differs), number in sorted(found.items())
+    ]
+    head = ["", "record", "tried", "told by, or else where alone it shows"]
+    return "What carries no information, but for delays in order:\n\n" + table(head, rows)
 
 
 def main() -> None:

@@ -7,12 +7,18 @@ twice, late, or otherwise would have left in the capture. Each is one of:
 caught       the findings differ, and one of those that differ is about the record: it is in its evidence, or it names the
              record's LPI, event, device, vCPU or probe
 elsewhere    the findings differ, but only in things that the record has nothing to do with
-unread       no observation differs but in times: nothing in the program reads what was changed
-redundant    tables, targets, configurations and the life of every LPI are the same, record by record: other records tell it
 missed       some table or life differs, and no finding does
 
-`unread` and `redundant` carry no information that a rule could go by, and that is proven by comparing all frames; times
-and orders within what the machine itself does are not compared. Everything is seeded: the same numbers come out each time.
+or it carries no information that a rule could go by, which comparing all frames of the two analyses proves:
+
+in order     a delay: every observation is the same but in its time; it overtook nothing that it belongs with
+unread       every observation is the same: nothing in the program reads what was changed
+repeated     a duplicate: every observation was there before, only more often; tables and lives are the same
+told twice   tables and lives are the same, and another record of the call gives the same values
+no effect    tables, targets, configurations and the life of every LPI are the same, though this record alone told it
+
+Times and orders within what the machine itself does are not compared. Everything is seeded: the same numbers come out
+each time.
 """
 
 from __future__ import annotations
@@ -45,6 +51,8 @@ _ROOM: Final = 8
 #: How far a record is delayed at the most.
 _DELAYS_NS: Final = (20_000, 1_000_000, 50_000_000, 2_000_000_000)
 _HEAD: Final = ("seq", "time_ns", "cpu", "pid")
+#: Columns that say what a record is about; all records of a VM share its pointers.
+_NAMES: Final = {"intid", "device_id", "event_id", "icid", "gpa", "addr", "val", "dw0", "irq"}
 #: Columns in which frames may differ though they tell the same: places, times, and who carried it out.
 _WHEN: Final = {"cpu", "pid"}
 #: A finding that quotes a record this near (in records) is about it.
@@ -65,9 +73,22 @@ class Verdict(StrEnum):
 
     CAUGHT = "caught"
     ELSEWHERE = "elsewhere"
-    UNREAD = "unread"
-    REDUNDANT = "redundant"
     MISSED = "missed"
+    IN_ORDER = "in order"
+    UNREAD = "unread"
+    REPEATED = "repeated"
+    TOLD_TWICE = "told twice"
+    NO_EFFECT = "no effect"
+
+
+#: No rule could have told, and the frames prove it.
+SILENT: Final = (
+    Verdict.IN_ORDER,
+    Verdict.UNREAD,
+    Verdict.REPEATED,
+    Verdict.TOLD_TWICE,
+    Verdict.NO_EFFECT,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +103,17 @@ class Mutation:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one mutation; `said` are the findings that came, went or changed."""
+    """What became of one mutation.
+
+    `said` are the codes of the findings that came, went or changed, `differs` the frames that differ where none did, and
+    `why` what proves that it carries no information.
+    """
 
     mutation: Mutation
     verdict: Verdict
     said: tuple[str, ...] = ()
     differs: tuple[str, ...] = ()
+    why: str = ""
 
 
 @dataclass(slots=True)
@@ -154,14 +180,52 @@ class Mutator:
         said = list(_differences(self.base.findings, told.findings))
         if said:
             row = self.raw[mutation.probe].row(mutation.row, named=True)
-            about = [finding for finding in said if _is_about(finding, row, mutation, at)]
+            event = self.raw.events.get(mutation.probe, mutation.probe)
+            about = [finding for finding in said if _is_about(finding, row, mutation, at, event)]
             codes = tuple(sorted({finding.code for finding in about or said}))
             return Outcome(mutation, Verdict.CAUGHT if about else Verdict.ELSEWHERE, codes)
         differs = tuple(_differing(self.base, told))
         if differs:
             return Outcome(mutation, Verdict.MISSED, differs=differs)
-        same = not list(_unlike(_observed(self.base.observations), _observed(told.observations)))
-        return Outcome(mutation, Verdict.UNREAD if same else Verdict.REDUNDANT)
+        return self._uninformative(mutation, told.observations)
+
+    def _uninformative(self, mutation: Mutation, observations: Observations) -> Outcome:
+        """Tables and lives are the same: say why nothing could be said."""
+        before, after = _observed(self.base.observations), _observed(observations)
+        differs = tuple(_unlike(before, after))
+        if not differs:
+            if mutation.change is Change.DELAY:
+                return Outcome(mutation, Verdict.IN_ORDER)
+            return Outcome(mutation, Verdict.UNREAD, why=mutation.detail.partition("=")[0])
+        if mutation.change is Change.DUPLICATE and all(
+            _doubled(before[name], after[name]) for name in differs
+        ):
+            return Outcome(mutation, Verdict.REPEATED, differs=differs)
+        partner = self._partner(mutation)
+        if partner is not None:
+            return Outcome(mutation, Verdict.TOLD_TWICE, differs=differs, why=partner)
+        why = mutation.detail.partition("=")[0] if mutation.change is Change.ALTER else ""
+        return Outcome(mutation, Verdict.NO_EFFECT, differs=differs, why=why)
+
+    def _partner(self, mutation: Mutation) -> str | None:
+        """The probe of a record beside it, on its task, that gives what was dropped or altered."""
+        record = self.raw[mutation.probe].row(mutation.row, named=True)
+        altered = mutation.detail.partition("=")[0] if mutation.change is Change.ALTER else None
+        told = {altered} if altered else _NAMES & record.keys()
+        wanted = {name: record[name] for name in told if record.get(name)}
+        if not wanted:
+            return None
+        for probe, frame in self.raw.frames.items():
+            if probe == mutation.probe or not wanted.keys() <= set(frame.columns):
+                continue
+            near = frame.filter(
+                (pl.col("pid") == record["pid"])
+                & pl.col("seq").is_between(max(0, record["seq"] - _NEAR), record["seq"] + _NEAR)
+            )
+            same = pl.all_horizontal(pl.col(name) == value for name, value in wanted.items())
+            if not near.filter(same).is_empty():
+                return probe
+        return None
 
     def _changed(self, mutation: Mutation) -> tuple[Raw, tuple[int, int]]:
         """The capture with one record changed, and where: before and after."""
@@ -174,7 +238,9 @@ class Mutator:
                 frame = rest
             case Change.DUPLICATE:
                 now = was + 1
-                frame = pl.concat([frame, record.with_columns(seq=pl.lit(now, dtype=pl.UInt64))])
+                # A thing done twice is done twice one after the other.
+                again = record.with_columns(seq=pl.lit(now, dtype=pl.UInt64), time_ns=pl.col("time_ns") + 1)
+                frame = pl.concat([frame, again])
             case Change.DELAY:
                 time_ns = int(record["time_ns"][0]) + int(mutation.detail)
                 place = int(self.times["time_ns"].search_sorted(time_ns, side="right"))
@@ -229,8 +295,10 @@ def _gist(finding: Finding) -> tuple[Any, ...]:
     )
 
 
-def _is_about(finding: Finding, row: dict[str, Any], mutation: Mutation, at: tuple[int, int]) -> bool:
-    """Whether a finding has to do with the record that was changed."""
+def _is_about(
+    finding: Finding, row: dict[str, Any], mutation: Mutation, at: tuple[int, int], event: str
+) -> bool:
+    """Whether a finding has to do with the record that was changed, one of `event`."""
     if any(abs(seq - place) <= _NEAR for seq in (*finding.seqs, *finding.blames) for place in at):
         return True
     ids = {
@@ -244,7 +312,8 @@ def _is_about(finding: Finding, row: dict[str, Any], mutation: Mutation, at: tup
             return True
         if one.event_id is None and one.device_id in ids["device_id"]:
             return True
-    return bool(set(finding.vcpus) & ids["vcpu"]) or mutation.probe in finding.message
+    named = mutation.probe in finding.mechanism.replace(":", " ").split() or event in finding.message
+    return named or bool(set(finding.vcpus) & ids["vcpu"])
 
 
 def _altered(mutation: Mutation, column: str) -> int | None:
@@ -298,6 +367,11 @@ def _unlike(one: dict[str, pl.DataFrame], other: dict[str, pl.DataFrame]) -> Ite
     for name, frame in one.items():
         if not _timeless(frame).equals(_timeless(other[name])):
             yield name
+
+
+def _doubled(one: pl.DataFrame, other: pl.DataFrame) -> bool:
+    """Whether the second frame has the first one's rows, some of them more than once, and no others."""
+    return _timeless(one).unique().sort(pl.all()).equals(_timeless(other).unique().sort(pl.all()))
 
 
 def _timeless(frame: pl.DataFrame) -> pl.DataFrame:

@@ -9,9 +9,17 @@ from __future__ import annotations
 
 import polars as pl
 
+#: Columns with dtypes of any form.
+_Columns = dict[str, pl.DataType | type[pl.DataType]]
+
 #: One row per stretch of one CPU's buffer in which records were lost; `lost` is null where the kernel did not
 #: count.
 GAPS = pl.Schema({"cpu": pl.UInt16, "from_ns": pl.Int64, "to_ns": pl.Int64, "lost": pl.UInt64})
+
+#: One row per place at which the file is cut short or damaged, and what was done about it; see `itstrace.errors.Damage`.
+DAMAGE = pl.Schema(
+    {"offset_bytes": pl.UInt64, "cpu": pl.UInt16, "problem": pl.String, "disorder": pl.Boolean}
+)
 
 #: One row per event type and CPU: how many records were recorded.
 COUNTS = pl.Schema({"event": pl.String, "cpu": pl.UInt16, "records": pl.UInt64})
@@ -158,6 +166,22 @@ FILLS = pl.Schema(
     }
 )
 
+#: One row per fold: KVM reads a vCPU's list registers back. `used` of them were in use; `lr0` to `lr3` are ICH_LR<n>_EL2,
+#: stale beyond `used`; of more than four nothing is recorded.
+FOLDS = pl.Schema(
+    {
+        "seq": pl.UInt64,
+        "time_ns": pl.Int64,
+        "vm": pl.UInt16,
+        "vcpu": pl.Int32,
+        "used": pl.UInt32,
+        "lr0": pl.UInt64,
+        "lr1": pl.UInt64,
+        "lr2": pl.UInt64,
+        "lr3": pl.UInt64,
+    }
+)
+
 #: One row per LPI that KVM gave to another vCPU. `vcpu` is null where the kernel's probe gives only the old
 #: one.
 RETARGETS = pl.Schema({**_WHEN, "vm": pl.UInt16, "irq": pl.UInt64, "intid": pl.UInt32, "vcpu": pl.Int32})
@@ -223,7 +247,8 @@ FILL_RETURNS = pl.Schema(
     }
 )
 
-#: One row per device, event or collection that KVM allocated or freed (`op`).
+#: One row per device, event or collection that KVM allocated or freed (`op`); `event_bits` and `itt_gpa` of a device
+#: that was allocated.
 ALLOCATIONS = pl.Schema(
     {
         **_WHEN,
@@ -232,6 +257,8 @@ ALLOCATIONS = pl.Schema(
         "device_id": pl.UInt32,
         "event_id": pl.UInt32,
         "icid": pl.UInt32,
+        "event_bits": pl.UInt8,
+        "itt_gpa": pl.UInt64,
     }
 )
 
@@ -274,11 +301,21 @@ VM_EVENTS = pl.Schema(
     }
 )
 
-#: One row per record that its own call belies. `what`: no return (the task called again), no entry (it returned twice),
-#: missing (a record that every such call makes), another value (`field` is not what the call's other record says),
-#: twice (a record that a call makes once).
+#: One row per record that its own call belies, or what else is recorded of its task, ITS or vCPU. `what`: no return (the
+#: task called again), no entry (it returned twice, or nothing led to it), missing (a record that every such call makes),
+#: another value (`field` is not what the call's other record says), twice (a record that a call makes once), at odds
+#: (`field` is not what all other records say). What is missing would lie between `from_ns` and `to_ns` (null: `time_ns`).
+#: X
 CONTRADICTIONS = pl.Schema(
-    {**_WHEN, "probe": pl.String, "partner": pl.String, "what": pl.String, "field": pl.String}
+    {
+        **_WHEN,
+        "probe": pl.String,
+        "partner": pl.String,
+        "what": pl.String,
+        "field": pl.String,
+        "from_ns": pl.Int64,
+        "to_ns": pl.Int64,
+    }
 )
 
 #: One row per record that is stamped in an order in which it cannot have happened. `what`: run (two runs of one vCPU,
@@ -446,3 +483,99 @@ LIVES = pl.Schema(
         "outcome": pl.String,
     }
 )
+
+#: One row per record after which the latch (pending_latch) of an LPI is known. `by`: queue, fill, fold, flush, or what
+#: `cleared` and `pending_bits` say.
+LATCHES = pl.Schema(
+    {
+        "vm": pl.UInt16,
+        "intid": pl.UInt32,
+        "seq": pl.UInt64,
+        "time_ns": pl.Int64,
+        "vcpu": pl.Int32,
+        "latched": pl.Boolean,
+        "by": pl.String,
+    }
+)
+
+#: One row per LPI whose latch a command cleared (`by` clear) or EnableLPIs=0 flushed.
+CLEARED = pl.Schema(LATCHES)
+
+#: One row per LPI whose latch was set, or not, as a pending table in guest memory says.
+PENDING_BITS = pl.Schema(LATCHES)
+
+_CHAIN: _Columns = {
+    **FILLS,
+    "taken": pl.Boolean,
+    "chain": pl.UInt32,
+    "latched_by": pl.String,
+    "latched_seq": pl.UInt64,
+    "was_latched": pl.Boolean,
+}
+
+#: One row per fill that took a latched interrupt: FILLS, numbered within the LPI into chains, each up to the fill that
+#: the guest took. `latched_by`: what latched it last (null: nothing that was seen), at `latched_seq`; `was_latched`:
+#: whether it was, as far as seen.
+CHAINS = pl.Schema(_CHAIN)
+
+_FINDING: _Columns = {
+    "id": pl.String,
+    "code": pl.String,
+    "name": pl.String,
+    "kind": pl.String,
+    "severity": pl.String,
+    "confidence": pl.String,
+    "vm": pl.UInt16,
+    "its": pl.UInt16,
+    "device_id": pl.UInt32,
+    "event_id": pl.UInt32,
+    "intid": pl.UInt32,
+    "vcpus": pl.List(pl.Int32),
+    "time_ns": pl.Int64,
+    "end_ns": pl.Int64,
+    "count": pl.UInt64,
+    "message": pl.String,
+    "advice": pl.String,
+    "mechanism": pl.String,
+    "worst": pl.String,
+    "measure": pl.Float64,
+    "guest_saw": pl.String,
+    "suspect": pl.List(pl.String),
+    "known_bugs": pl.List(pl.String),
+    "doubt": pl.String,
+    "capture_next": pl.String,
+    "blames": pl.List(pl.UInt64),
+    "seqs": pl.List(pl.UInt64),
+    "caused_by": pl.List(pl.String),
+    "leads_to": pl.List(pl.String),
+}
+
+#: One row per finding, the worst first; see `itstrace.findings.Finding`. `seqs`: the records that it rests on, `blames`:
+#: the commands that it holds responsible. `measure` is what its worst occurrence was chosen by.
+FINDINGS = pl.Schema(_FINDING)
+
+#: One row per record that a finding shows, in the finding's order; `finding` is its id.
+EVIDENCE = pl.Schema(
+    {
+        "finding": pl.String,
+        "seq": pl.UInt64,
+        "time_ns": pl.Int64,
+        "cpu": pl.UInt16,
+        "event": pl.String,
+        "text": pl.String,
+    }
+)
+
+_SUBJECT: _Columns = {
+    "finding": pl.String,
+    "device_id": pl.UInt32,
+    "event_id": pl.UInt32,
+    "intid": pl.UInt32,
+    "vcpus": pl.List(pl.Int32),
+    "count": pl.UInt64,
+    "time_ns": pl.Int64,
+    "end_ns": pl.Int64,
+}
+
+#: One row per device, event or LPI that a finding is about, by first occurrence.
+SUBJECTS = pl.Schema(_SUBJECT)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from itstrace._version import __version__
-from itstrace.cli import analyze, commands, diff, events, info, lpi, rules, tables, verify
+from itstrace.cli import analyze, commands, diff, events, export, info, lpi, rules, tables, verify
 from itstrace.cli.help import Command, Group
 from itstrace.cli.output import SETTINGS, note, silence
 from itstrace.errors import ExitCode, ItsTraceError
@@ -56,7 +56,7 @@ def _top(
     SETTINGS.color = not no_color
 
 
-for command in (analyze, lpi, commands, tables, events, info, verify, diff, rules):
+for command in (analyze, lpi, commands, tables, events, info, verify, diff, export, rules):
     command.register(app)
 for registered in app.registered_commands:
     registered.cls = Command

@@ -13,8 +13,10 @@ from itstrace.cli.options import Events, Profile, Seeds
 from itstrace.cli.output import Output, json_text
 from itstrace.cli.rules import entries
 from itstrace.cli.running import analyzed
+from itstrace.cli.web import save_page
 from itstrace.errors import ExitCode, UsageError
 from itstrace.findings import Severity, filter_findings
+from itstrace.report.html import Assets
 from itstrace.report.json import analysis_document
 from itstrace.report.junit import junit_text
 from itstrace.report.sarif import sarif_document
@@ -36,6 +38,7 @@ def register(app: typer.Typer) -> None:
           itstrace analyze trace.dat --fail-on error --json result.json
           itstrace analyze trace.dat --sarif result.sarif --junit result.xml
           itstrace analyze trace.dat --baseline result.json --fail-on error
+          itstrace analyze trace.dat --html report.html
           itstrace analyze trace.dat --select ITS3,ITS4 --ignore ITS405
           itstrace analyze trace.dat perf.data
           ssh host cat /sys/kernel/tracing/trace | itstrace analyze -
@@ -73,6 +76,21 @@ def _analyze(  # noqa: PLR0917  one option each; the order is the help's
             help="Write JUnit XML, a test case a rule; one fails as --fail-on says, or on errors.",
         ),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the report as one page for a browser, which opens offline.",
+            show_default=False,
+        ),
+    ] = None,
+    assets: Annotated[
+        Assets,
+        typer.Option(
+            help="Where --html puts style, scripts and plotly.js: in the page, in a folder beside it, or plotly.js "
+            "on its CDN."
+        ),
+    ] = Assets.INLINE,
     fail_on: Annotated[
         Severity | None,
         typer.Option(
@@ -119,12 +137,14 @@ def _analyze(  # noqa: PLR0917  one option each; the order is the help's
     outputs = {
         option: file for option, file in (("--json", json), ("--sarif", sarif), ("--junit", junit)) if file
     }
-    _check_outputs(outputs, captures)
+    _check_outputs(outputs | ({} if html is None else {"--html": str(html)}), captures)
     past = None if baseline is None else _baseline(baseline)
     analysis = analyzed(
         *captures, profile=kernel, seeds=seed or (), events=events, settings=_numbers(settings or ())
     )
     analysis.findings = filter_findings(analysis.findings, select=chosen, ignore=ignored)
+    if html is not None:
+        save_page(html, analysis, captures, assets)
     against = _compared(analysis, past, baseline, chosen, ignored)
     rules = entries()
     asked = [

@@ -179,7 +179,7 @@ FIELDS: Mapping[Opcode, Mapping[str, BitField]] = MappingProxyType(
 )
 
 #: How `describe` calls a field, and whether it prints it in hex.
-_LABELS: Mapping[str, tuple[str, bool]] = MappingProxyType(
+LABELS: Mapping[str, tuple[str, bool]] = MappingProxyType(
     {
         "device_id": ("DeviceID", True),
         "event_id": ("EventID", False),
@@ -211,6 +211,10 @@ _LABELS: Mapping[str, tuple[str, bool]] = MappingProxyType(
 )
 
 
+#: Fields that a command keeps as attributes; `valid` is one more.
+_ASKED = ("device_id", "event_id", "intid", "icid", "rdbase", "rdbase2", "itt_gpa", "event_bits")
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """One ITS command: its four doublewords as they stood in the queue.
@@ -225,6 +229,24 @@ class Command:
     opcode: Opcode | int = dataclass_field(init=False, repr=False, compare=False)
     #: Every field that this opcode has, by the names of `FIELDS`; empty for an unknown opcode.
     fields: Mapping[str, int] = dataclass_field(init=False, repr=False, compare=False)
+    #: DeviceID. This and the next ones are kept beside `fields`, for they are asked for again and again.
+    device_id: int | None = dataclass_field(init=False, repr=False, compare=False)
+    #: EventID.
+    event_id: int | None = dataclass_field(init=False, repr=False, compare=False)
+    #: The physical LPI that is mapped; for MAPI that is the EventID.
+    intid: int | None = dataclass_field(init=False, repr=False, compare=False)
+    #: Collection.
+    icid: int | None = dataclass_field(init=False, repr=False, compare=False)
+    #: RDbase (MOVALL: RDbase1, the source), as the raw field.
+    rdbase: int | None = dataclass_field(init=False, repr=False, compare=False)
+    #: MOVALL: RDbase2, the destination, as the raw field.
+    rdbase2: int | None = dataclass_field(init=False, repr=False, compare=False)
+    #: V of MAPD, MAPC and VMAPP.
+    valid: bool | None = dataclass_field(init=False, repr=False, compare=False)
+    #: MAPD: guest address of the Interrupt Translation Table.
+    itt_gpa: int | None = dataclass_field(init=False, repr=False, compare=False)
+    #: MAPD: number of EventID bits (the encoded Size plus one).
+    event_bits: int | None = dataclass_field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         assert len(self.dw) == 4
@@ -234,7 +256,11 @@ class Command:
         opcode = _OPCODES.get(number)
         layout = FIELDS[opcode] if opcode is not None else {}
         object.__setattr__(self, "opcode", number if opcode is None else opcode)
-        object.__setattr__(self, "fields", {name: place.get(self.dw) for name, place in layout.items()})
+        fields = {name: place.get(self.dw) for name, place in layout.items()}
+        object.__setattr__(self, "fields", fields)
+        for name in _ASKED:
+            object.__setattr__(self, name, fields.get(name))
+        object.__setattr__(self, "valid", bool(fields["valid"]) if "valid" in fields else None)
 
     @property
     def opcode_number(self) -> int:
@@ -249,52 +275,6 @@ class Command:
     def field(self, name: str) -> int | None:
         """One field by its name; None where this opcode has no such field."""
         return self.fields.get(name)
-
-    @property
-    def device_id(self) -> int | None:
-        """DeviceID."""
-        return self.field("device_id")
-
-    @property
-    def event_id(self) -> int | None:
-        """EventID."""
-        return self.field("event_id")
-
-    @property
-    def intid(self) -> int | None:
-        """The physical LPI that is mapped; for MAPI that is the EventID."""
-        return self.field("intid")
-
-    @property
-    def icid(self) -> int | None:
-        """Collection."""
-        return self.field("icid")
-
-    @property
-    def rdbase(self) -> int | None:
-        """RDbase (MOVALL: RDbase1, the source), as the raw field."""
-        return self.field("rdbase")
-
-    @property
-    def rdbase2(self) -> int | None:
-        """MOVALL: RDbase2, the destination, as the raw field."""
-        return self.field("rdbase2")
-
-    @property
-    def valid(self) -> bool | None:
-        """V of MAPD, MAPC and VMAPP."""
-        value = self.field("valid")
-        return None if value is None else bool(value)
-
-    @property
-    def itt_gpa(self) -> int | None:
-        """MAPD: guest address of the Interrupt Translation Table."""
-        return self.field("itt_gpa")
-
-    @property
-    def event_bits(self) -> int | None:
-        """MAPD: number of EventID bits (the encoded Size plus one)."""
-        return self.field("event_bits")
 
     @property
     def vpe_id(self) -> int | None:
@@ -372,7 +352,7 @@ def describe(command: Command) -> str:
         del values["intid"]  # it is the EventID, which stands in the line already
     words = [command.name]
     for name, value in values.items():
-        label, in_hex = _LABELS[name]
+        label, in_hex = LABELS[name]
         words.append(f"{label} 0x{value:x}" if in_hex else f"{label} {value}")
     return " ".join(words)
 

@@ -79,8 +79,7 @@ def mapd(gic: Gic, its: Its, command: Command) -> list[Effect]:
     effects: list[Effect] = []
     old = its.devices.get(device_id)
     if old is not None:
-        reach = 1 << (old.event_bits or 32)
-        events = tuple((event, ite.intid) for event, ite in sorted(old.events.items()) if event < reach)
+        events = tuple((ite.event_id, ite.intid) for ite in old.reached())
         if valid and events:
             kept = profile.tables_in_memory and old.itt_gpa == itt_gpa
             effects.append(fx.LiveDeviceRemapped(its.key, device_id, events, kept))
@@ -94,8 +93,14 @@ def mapd(gic: Gic, its: Its, command: Command) -> list[Effect]:
         its.gone_devices.discard(device_id)
         effects.append(fx.DeviceMapped(its.key, device_id, event_bits, itt_gpa))
         for event_id, ite in its.left_itts.pop(itt_gpa, {}).items():
-            device.events[event_id] = ite
-            if ite.intid is not None and event_id < 1 << event_bits:
+            if event_id >= 1 << event_bits:
+                device.events[event_id] = ite
+            elif ite.intid is None:  # one that was seen in use, whose LPI is not known
+                effects += gic.adopt(its, device, ite)
+                if ite.icid is not None:
+                    effects.append(fx.EventMoved(its.key, device_id, event_id, None, None, ite.icid))
+            else:
+                device.events[event_id] = ite
                 gic.lpi(ite.intid).mapped_by.add((its.key, device_id, event_id))
                 vcpu = gic.collection_of(its, ite)[1]
                 effects.append(fx.EventMapped(its.key, device_id, event_id, ite.intid, ite.icid, vcpu))
@@ -152,7 +157,7 @@ def _retarget_collection(gic: Gic, its: Its, icid: int, vcpu: int) -> list[Effec
     """Kernel: vgic-its.c:update_affinity_collection (v6.12)."""
     effects: list[Effect] = []
     for _, device in sorted(its.devices.items()):
-        for _, ite in sorted(device.events.items()):
+        for ite in device.reached():
             if ite.icid == icid and ite.collection_valid and ite.intid is not None:
                 effects += gic.retarget(ite.intid, vcpu)
     return effects

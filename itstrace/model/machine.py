@@ -267,7 +267,9 @@ class Gic:
         mapped, vcpu = self.collection_of(its, ite)
         lpi = self.lpi(intid, assumed=True)
         lpi.mapped_by.add((key, device_id, event_id))
-        if mapped and vcpu is not None and lpi.assumed and lpi.target_vcpu is None:
+        # Of an event that lost its collection nothing tells where its LPI was aimed before.
+        told = vcpu is not None or (collection_valid and not mapped)
+        if told and lpi.assumed and lpi.target_vcpu is None:
             lpi.target_vcpu, lpi.assumed = vcpu, False
         return [fx.EventMapped(key, device_id, event_id, intid, icid, vcpu)]
 
@@ -492,8 +494,8 @@ class Gic:
         ]
         if self.profile.tables_in_memory and device.itt_gpa is not None:
             its.left_itts[device.itt_gpa] = dict(device.events)
-        for event_id in sorted(device.events):
-            effects += self.unmap_event(its, device, event_id)
+        for ite in device.reached():
+            effects += self.unmap_event(its, device, ite.event_id)
         del its.devices[device.device_id]
         return effects
 
@@ -506,7 +508,7 @@ class Gic:
         users = [
             (device, ite)
             for _, device in sorted(its.devices.items())
-            for _, ite in sorted(device.events.items())
+            for ite in device.reached()
             if ite.icid == icid and ite.collection_valid
         ]
         if users:

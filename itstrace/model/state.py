@@ -37,6 +37,11 @@ class Device:
     #: Events that are known not to be mapped, where the device is not complete.
     gone: set[int] = field(default_factory=set)
 
+    def reached(self) -> list[Ite]:
+        """The entries of mapped events, in order. An ITT in memory may hold more, behind its end (QEMU)."""
+        end = 1 << (self.event_bits or 32)
+        return [ite for event_id, ite in sorted(self.events.items()) if event_id < end]
+
     def clone(self) -> Device:
         """A copy that shares nothing."""
         events = {event_id: replace(ite) for event_id, ite in self.events.items()}

@@ -146,10 +146,10 @@ def from_raw(raw: Raw, identity: Identity) -> Observations:
         runs=ran,
         vm_events=state.vm_events(raw, identity),
         markers=state.markers(raw),
-        contradictions=calls.contradictions(raw, ran),
-        folds=identity.with_vm(raw["fold"]).select(
-            "seq", "time_ns", "vm", "vcpu", "used", "lr0", "lr1", "lr2", "lr3"
-        ),
+        contradictions=calls.contradictions(raw, ran, identity, taken),
+        folds=identity.with_vm(raw["fold"])
+        .select("seq", "time_ns", "vm", "vcpu", "used", "lr0", "lr1", "lr2", "lr3")
+        .sort("seq"),
         fill_returns=interrupts.fill_returns(raw, identity),
         disorder=disorder(raw, taken),
         fed_by=raw.events,

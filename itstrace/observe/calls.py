@@ -17,9 +17,11 @@ import polars as pl
 
 from itstrace import schemas
 from itstrace.observe.joins import after, before
+from itstrace.observe.within import inside
 
 if TYPE_CHECKING:
     from itstrace.observe.collect import Raw
+    from itstrace.observe.identity import Identity
     from itstrace.observe.runs import Runs, Stamps
 
 _COMMAND_BYTES = 32
@@ -46,7 +48,7 @@ class Inner:
 
 
 CALLS: Final = (
-    Call("process", "process_end", ("its",)),
+    Call("process", "process_end", ("its", "cwriter")),
     Call("msi", "msi_end"),
     Call("trigger", "trigger_end", ("device_id", "event_id")),
     Call("config", "config_end", ("intid",)),
@@ -59,7 +61,7 @@ INNERS: Final = (
 )
 
 
-def contradictions(raw: Raw, runs: Runs) -> pl.DataFrame:
+def contradictions(raw: Raw, runs: Runs, identity: Identity, commands: pl.DataFrame) -> pl.DataFrame:
     """Every record that its own call belies. Shape: rows of CONTRADICTIONS, in order of seq."""
     parts = [pl.DataFrame(schema=schemas.CONTRADICTIONS)]
     for call in CALLS:
@@ -71,13 +73,20 @@ def contradictions(raw: Raw, runs: Runs) -> pl.DataFrame:
     if raw["command"].height and raw["guest_read"].height:
         parts += _words(raw)
     parts += _alternating(runs)
-    return pl.concat(parts).sort("seq")
+    parts += [_rows(*found) for found in inside(raw, commands, identity, runs) if found[0].height]
+    return pl.concat(parts).unique(["seq", "probe", "partner", "what", "field"]).sort("seq")
 
 
 def _rows(rows: pl.DataFrame, probe: str, partner: str, what: str, field: str | None = None) -> pl.DataFrame:
+    span = [c if c in rows.columns else pl.lit(None, dtype=pl.Int64).alias(c) for c in ("from_ns", "to_ns")]
     said = rows.select(
-        *_KEEP, probe=pl.lit(probe), partner=pl.lit(partner), what=pl.lit(what), field=pl.lit(field)
-    )
+        *_KEEP,
+        *span,
+        probe=pl.lit(probe),
+        partner=pl.lit(partner),
+        what=pl.lit(what),
+        field=pl.lit(field),
+    ).select(schemas.CONTRADICTIONS.names())
     return said.cast(schemas.CONTRADICTIONS)
 
 
@@ -86,9 +95,9 @@ def _unpaired(raw: Raw, call: Call) -> list[pl.DataFrame]:
     entry, end = raw[call.entry], raw[call.end]
     same = [c for c in call.same if raw.gives(call.entry, c) and raw.gives(call.end, c)]
     opened = after(entry, end, _end="seq", **{f"_{c}": c for c in same})
-    opened = after(opened, entry, _next="seq")
+    opened = after(opened, entry, _next="seq", to_ns="time_ns")
     lost = pl.col("_next").is_not_null() & (pl.col("_next") < pl.col("_end").fill_null(2**64 - 1))
-    closed = before(before(end, entry, _begun="seq"), end, _last="seq")
+    closed = before(before(end, entry, _begun="seq"), end, _last="seq", from_ns="time_ns")
     alone = pl.col("_last").is_not_null() & (pl.col("_last") > pl.col("_begun").fill_null(0))
     parts = [
         _rows(opened.filter(lost), call.entry, call.end, "no return"),
@@ -174,6 +183,10 @@ def _alternating(runs: Runs) -> list[pl.DataFrame]:
             follows = other.after(one.seq[:-1]) < one.seq[1:]
             at = np.flatnonzero(~follows) + (probe == "exit")
             rows = pl.DataFrame({"seq": one.seq[at], "time_ns": one.time_ns[at]})
+            if probe == "exit":
+                rows = rows.with_columns(from_ns=pl.Series(one.time_ns[at - 1], dtype=pl.Int64))
+            else:
+                rows = rows.with_columns(to_ns=pl.Series(one.time_ns[at + 1], dtype=pl.Int64))
             rows = rows.with_columns(cpu=pl.lit(None, dtype=pl.UInt16), pid=pl.lit(pid, dtype=pl.Int32))
             parts.append(_rows(rows, probe, partner, what))
     return parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 
 from itstrace.observe.catalogue import PROBES
@@ -56,10 +57,18 @@ def lines(raw: Raw, seqs: Iterable[int]) -> pl.DataFrame:
     rows: list[tuple[int, int, int, str, str]] = []
     if wanted.len():
         for name, event in raw.events.items():
-            hits = raw[name].filter(pl.col("seq").is_in(wanted.implode()))
+            hits = _found(raw[name], wanted)
             rows.extend(_line(raw, name, event, row) for row in hits.iter_rows(named=True))
     schema = {"seq": pl.UInt64, "time_ns": pl.Int64, "cpu": pl.UInt16, "event": pl.String, "text": pl.String}
     return pl.DataFrame(rows, schema=schema, orient="row").sort("seq")
+
+
+def _found(frame: pl.DataFrame, wanted: pl.Series) -> pl.DataFrame:
+    """Rows of a frame in order of seq with these seqs, which are in order too: there may be millions of rows."""
+    seqs, asked = frame["seq"].to_numpy(), wanted.to_numpy()
+    places = np.searchsorted(seqs, asked)
+    places = places[places < len(seqs)]
+    return frame.select(pl.all().gather(places[seqs[places] == asked[: len(places)]]))
 
 
 def _line(raw: Raw, probe: str, event: str, row: dict[str, object]) -> tuple[int, int, int, str, str]:

@@ -7,7 +7,7 @@ worked for (a vCPU thread works for one VM all its life, an irqfd worker for whi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -17,6 +17,8 @@ from itstrace.observe.joins import after, before
 from itstrace.observe.runs import NEVER
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from itstrace.observe.collect import Raw
 
 #: Probes that carry a `struct kvm`, a `struct vgic_its`, or both.
@@ -54,6 +56,13 @@ _ALIVE = (
     "restore_tables",
     "save_pending",
 )
+
+#: Structures of the kernel's lie on multiples of this.
+_ALIGNED = 8
+#: One worker of the host's injects for several VMs, and one task saves all ITSs of its VM.
+_FOR_SEVERAL = ("msi", "save_tables", "restore_tables")
+#: A pointer that so many records name is real.
+_OFTEN = 8
 
 #: GITS_TRANSLATER lies 0x10040 above the base of the ITS. Spec: IHI 0069H, GITS_TRANSLATER.
 TRANSLATER_OFFSET = 0x1_0040
@@ -105,8 +114,49 @@ class Identity:
         )
 
 
+def strays(raw: Raw) -> Iterator[tuple[str, str, pl.DataFrame]]:
+    """Pointers that cannot name what they should: (probe, column, its rows).
+
+    A `struct kvm` or `struct vgic_its` is named again and again, and lies on a multiple of 8. One that a single record
+    names is a stray where it does not lie so, or where the record's task, which works for one VM or ITS at a time, names
+    another one of its kind: a probe that read a register or a stack slot too late, or a record that was damaged.
+    """
+    for column, probes in (("its", _WITH_ITS), ("kvm", _WITH_KVM)):
+        parts = [
+            raw[probe].select("seq", "pid", column, probe=pl.lit(probe))
+            for probe in dict.fromkeys(probes)
+            if raw[probe].height and column in raw[probe].columns
+        ]
+        if not parts:
+            continue
+        named = pl.concat(parts).drop_nulls(column)
+        counts = named[column].value_counts()
+        if counts.height < 2:
+            continue
+        often = counts.filter(pl.col("count") >= _OFTEN)[column]
+        lonely = counts.filter(pl.col("count") == 1)[column]
+        of_tasks = named.filter(pl.col(column).is_in(often.implode()))["pid"].unique()
+        aside = (pl.col(column) % _ALIGNED != 0) | (
+            pl.col("pid").is_in(of_tasks.implode()) & ~pl.col("probe").is_in(_FOR_SEVERAL)
+        )
+        found = named.filter(pl.col(column).is_in(lonely.implode()) & aside) if often.len() else named.clear()
+        for probe in dict.fromkeys(found["probe"].to_list()):
+            seqs = found.filter(pl.col("probe") == probe)["seq"]
+            yield probe, column, raw[probe].filter(pl.col("seq").is_in(seqs.implode()))
+
+
+def _believed(raw: Raw) -> Raw:
+    """Raw frames in which strays are null: their records belong to what their task works for."""
+    frames = dict(raw.frames)
+    for probe, column, rows in strays(raw):
+        stray = pl.col("seq").is_in(rows["seq"].implode())
+        frames[probe] = frames[probe].with_columns(pl.when(~stray).then(pl.col(column)).alias(column))
+    return replace(raw, frames=frames)
+
+
 def identify(raw: Raw) -> Identity:
     """Find the VMs, their ITSs, and the tasks that work for them."""
+    raw = _believed(raw)
     anchors = _anchors(raw)
     vms, itss = _lifetimes(raw, anchors)
     tasks = _tasks(raw, anchors, vms, itss)

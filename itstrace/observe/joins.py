@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    import polars as pl
+import polars as pl
 
 
 def _nearest(
@@ -16,6 +15,10 @@ def _nearest(
     columns: dict[str, str],
 ) -> pl.DataFrame:
     keys = [by] if isinstance(by, str) else by
+    if rows.is_empty():
+        # Most rules look for what is not there: preparing a frame of all folds for them would cost more than they do.
+        found = [pl.lit(None, dtype=frame.schema[old]).alias(new) for new, old in columns.items()]
+        return rows.with_columns(found)
     right = frame.select(*keys, "seq", **columns).sort("seq")
     # Both sides are sorted on the line above or below; polars cannot check that within groups.
     return rows.sort("seq").join_asof(

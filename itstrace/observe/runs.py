@@ -187,6 +187,8 @@ class Runs:
 
     @staticmethod
     def _next(rows: pl.DataFrame, find: Callable[[Any], Stamps], keys: list[str], name: str) -> pl.DataFrame:
+        if rows.is_empty():
+            return pl.DataFrame(schema={f"{name}_seq": pl.UInt64, f"{name}_ns": pl.Int64})
         seqs = rows["seq"].fill_null(NEVER).to_numpy()
         found = np.full(len(seqs), NEVER, np.uint64)
         times = np.zeros(len(seqs), np.int64)

@@ -12,8 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import polars as pl
-
 from itstrace.gic.commands import Opcode
 from itstrace.model import effects as fx
 from itstrace.model.profiles import CacheScope
@@ -456,6 +454,4 @@ def _fits(vm: VmReplay, its: Its, command: Command) -> bool:
 
 def _exists(vm: VmReplay, rdbase: int | None) -> bool:
     """The vCPU is known to exist, or none is named."""
-    if rdbase is None or vm.gic.vcpus is not None:
-        return True
-    return not vm.obs.vcpus.filter((pl.col("vm") == vm.vm) & (pl.col("vcpu") == rdbase)).is_empty()
+    return rdbase is None or vm.gic.vcpus is not None or rdbase in vm.known_vcpus

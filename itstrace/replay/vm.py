@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -48,6 +49,10 @@ class VmReplay:
         self.seed = seed
         self.images = images
         self.complete: bool = vm_row["complete"]
+        #: Numbers that a record gives to a vCPU.
+        self.known_vcpus: frozenset[int] = frozenset(
+            obs.vcpus.filter(pl.col("vm") == self.vm)["vcpu"].to_list()
+        )
         self.itss = obs.itss.filter(pl.col("vm") == self.vm)
         #: The largest LPI that KVM queued, and device that it knew: the tables have room for them.
         self.proven_intid: int = self.mine(obs.queueings)["intid"].max() or -1  # type: ignore[assignment]
@@ -85,7 +90,7 @@ class VmReplay:
         learn(self)
         if not self.itss["complete"].all() or self.obs.commands["lost_before"].any():
             self.carried_out = carried_out(self)
-        inputs = sorted(self._inputs(), key=lambda item: item[0])
+        inputs = sorted(self._inputs(), key=itemgetter(0))
         for _, handler, row in inputs:
             handler(row)
         if self.end_seq is None:

@@ -99,6 +99,14 @@ def verdict(
     sheet: Sheet, analysis: Analysis, naming: Naming, rules: int, against: Compared | None = None
 ) -> Iterator[Text]:
     """What is wrong, a sentence for each kind of cause, or that nothing is; and how sure that is."""
+    for text, style in sentences(analysis, naming, rules, against):
+        yield from sheet.wrap(Text(plain(text), style))
+
+
+def sentences(
+    analysis: Analysis, naming: Naming, rules: int, against: Compared | None = None
+) -> Iterator[tuple[str, str]]:
+    """The verdict, sentence by sentence, each with the style that it is set in."""
     fresh = [one for one in analysis.findings if against is None or not against.is_known(one)]
     real = tales([finding for finding in fresh if finding.kind is not Kind.EVIDENCE])
     worst = min((tale.severity for tale in real), key=lambda severity: severity.rank, default=Severity.NOTE)
@@ -106,18 +114,16 @@ def verdict(
     for kind, words in _WRONG.items():
         mine = [tale for tale in wrong if tale.cause.kind is kind]
         if mine:
-            yield from sheet.wrap(
-                Text(plain(f"{_claim(words, analysis, naming)}: {_headline(mine, naming)}."), STYLES[worst])
-            )
+            yield f"{_claim(words, analysis, naming)}: {_headline(mine, naming)}.", STYLES[worst]
     if not wrong:
         style = "bold" if analysis.skipped else "bold green"
         as_before = against is not None and len(fresh) < len(analysis.findings)
-        yield Text("Nothing new is wrong." if as_before else "Nothing wrong was found.", style)
+        yield "Nothing new is wrong." if as_before else "Nothing wrong was found.", style
         if not as_before:
-            yield from sheet.wrap(_went_through(analysis))
+            yield _went_through(analysis), ""
     if against is not None:
-        yield from sheet.wrap(_against(analysis, against))
-    yield from sheet.wrap(_sureness(analysis, [tale.cause for tale in wrong], rules))
+        yield _against(analysis, against), ""
+    yield _sureness(analysis, [tale.cause for tale in wrong], rules), ""
 
 
 def _against(analysis: Analysis, against: Compared) -> str:
@@ -215,6 +221,11 @@ def _sureness(analysis: Analysis, wrong: Sequence[Finding], rules: int) -> str:
 
 def captured(sheet: Sheet, analysis: Analysis) -> Iterator[Text]:
     """The file, the host, the span, the guests and their traffic."""
+    yield from facts(sheet, capture_facts(analysis))
+
+
+def capture_facts(analysis: Analysis) -> list[tuple[str, Cell]]:
+    """What was captured, by label; empty where there is nothing to say."""
     observations, counts = analysis.observations, analysis.counts
     types = counts["event"].n_unique()
     records = int(counts["records"].sum())
@@ -222,7 +233,7 @@ def captured(sheet: Sheet, analysis: Analysis) -> Iterator[Text]:
     recorded = f"{plural(records, 'event')} of {plural(types, 'type')}"
     if analysis.info.model is None:
         recorded += f" on {plural(analysis.info.cpus, 'CPU')}"
-    rows: list[tuple[str, Cell]] = [
+    return [
         *about_file(analysis.info, modelled=listed(profiles)),
         ("time", span(analysis.start_ns, analysis.end_ns, analysis.info.clock)),
         ("recorded", f"{recorded}, {lost(analysis.gaps, told=analysis.info.tells_losses)}"),
@@ -232,7 +243,6 @@ def captured(sheet: Sheet, analysis: Analysis) -> Iterator[Text]:
         ("MSIs", _msis(analysis)),
         ("markers", _markers(observations.markers)),
     ]
-    yield from facts(sheet, rows)
 
 
 def about_file(info: CaptureInfo, *, modelled: str = "") -> list[tuple[str, Cell]]:

@@ -20,7 +20,7 @@ from itstrace.rules.registry import HEADINGS, RULES, Rule, RuleError, Setting, r
 from itstrace.rules.registry import settings as _settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from itstrace.errors import Damage
     from itstrace.lives import Lives
@@ -109,7 +109,7 @@ def check(
     lacking = {code: lacks for code, lacks in missing.items() if lacks}
     skipped = [SkippedRule(code, rules[code].name, lacks) for code, lacks in lacking.items()]
     found: list[Finding] = []
-    shared: dict[str, Any] = {}
+    shared: dict[Callable[[Case], Any], Any] = {}
     for code, each in rules.items():
         if code in lacking:
             continue
@@ -126,8 +126,7 @@ def check(
             losses_told,
             kernel,
             settings or {},
-            shared,
-        )
+        ).sharing(shared)
         if not each.origin:
             found += each.check(case)
             continue

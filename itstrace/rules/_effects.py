@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from itstrace.observe.joins import before
-from itstrace.rules.case import NEVER
+from itstrace.rules.case import NEVER, once
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case
@@ -39,6 +39,9 @@ PROBES: Final[dict[str, tuple[str, ...]]] = {
     "config_read": ("config", "config_end"),
 }
 
+#: A probe of which more commands than this share fire twice is recorded twice.
+_RARE: Final = 0.2
+
 _SEEN: Final = {
     "seq": pl.UInt64(),
     "time_ns": pl.Int64(),
@@ -63,16 +66,13 @@ def told(case: Case, what: str) -> bool | None:
     return any(case.observations.records.get(probe) for probe in probes) if probes else None
 
 
+@once
 def seen(case: Case) -> pl.DataFrame:
     """Everything that KVM was seen to do that a command may be the cause of.
 
     Shape: the columns of `_SEEN`, in order of seq, with `command_seq`, the command that its task was carrying out
         (null: none).
     """
-    return case.once("effects seen", lambda: _see(case))
-
-
-def _see(case: Case) -> pl.DataFrame:
     obs = case.observations
     configs = obs.config_calls if case.recorded("config") else obs.configs
     parts = [
@@ -99,6 +99,7 @@ def _see(case: Case) -> pl.DataFrame:
     return rows.with_columns(command_seq=pl.when(within).then("command_seq")).drop("_end")
 
 
+@once
 def compared(case: Case) -> tuple[pl.DataFrame, pl.DataFrame]:
     """What commands had to do, and what they did besides.
 
@@ -106,10 +107,6 @@ def compared(case: Case) -> tuple[pl.DataFrame, pl.DataFrame]:
     Shape: rows of EXPECTED of commands with `met` (it was seen) and `told` (its probe fired at all); rows of what was
         `seen` of commands that nothing expected accounts for.
     """
-    return case.once("effects compared", lambda: _compare(case))
-
-
-def _compare(case: Case) -> tuple[pl.DataFrame, pl.DataFrame]:
     expected = case.history.expected.drop_nulls("command_seq")
     done = seen(case).drop_nulls("command_seq")
     wanted, extra = [], []
@@ -134,12 +131,32 @@ def _compare(case: Case) -> tuple[pl.DataFrame, pl.DataFrame]:
         )
         # An operand that is not known, or any, stands for all.
         any_of = mine.filter(pl.any_horizontal(pl.col(key).is_null() for key in keys)) if keys else mine
-        extra.append(rest.join(any_of, on="command_seq", how="anti", maintain_order="left"))
+        rest = rest.join(any_of, on="command_seq", how="anti", maintain_order="left")
+        extra += [
+            rest.with_columns(twice=pl.lit(value=False)),
+            _again(shown, mine, ["command_seq", *keys], str(what)),
+        ]
     columns = {**expected.schema, "met": pl.Boolean(), "told": pl.Boolean()}
     return (
         pl.concat(wanted).sort("seq", maintain_order=True) if wanted else pl.DataFrame(schema=columns),
-        pl.concat(extra).sort("seq") if extra else done.clear(),
+        pl.concat(extra).sort("seq") if extra else done.clear().with_columns(twice=pl.lit(value=False)),
     )
+
+
+def _again(shown: pl.DataFrame, mine: pl.DataFrame, keys: list[str], what: str) -> pl.DataFrame:
+    """What a command did more often than it had to.
+
+    Where most commands seem to, the probe is recorded twice, and where it cannot be told for what, nothing is said.
+    """
+    nulls = what == "invalidate"
+    counted = mine.group_by(keys).agg(due=pl.len())
+    rows = shown.with_columns(nth=pl.int_range(pl.len()).over(keys) + 1)
+    rows = rows.join(counted, on=keys, how="left", nulls_equal=nulls, maintain_order="left")
+    more = rows.filter(pl.col("nth") > pl.col("due"))
+    usual = more["command_seq"].n_unique() > _RARE * shown["command_seq"].n_unique()
+    if usual or len(keys) == 1 or what == "config_read":
+        more = more.clear()
+    return more.drop("nth", "due").with_columns(twice=pl.lit(value=True))
 
 
 def _keys(shown: pl.DataFrame, what: str) -> list[str]:

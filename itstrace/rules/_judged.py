@@ -5,20 +5,23 @@ Shared by ITS202 (only the cache was not dropped), ITS205 (only the configuratio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from itstrace.findings import Severity
 from itstrace.gic.commands import Opcode, decode
 from itstrace.gic.faults import Fault
 from itstrace.observe.joins import after, before
 from itstrace.rules._effects import compared, seen
-from itstrace.rules.case import NEVER
+from itstrace.rules.case import NEVER, once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from itstrace.findings import Finding
     from itstrace.gic.commands import Command
     from itstrace.rules.case import Case
 
@@ -27,6 +30,8 @@ Row = dict[str, Any]
 Key = tuple[Any, ...]
 EVENT = ["vm", "its", "device_id", "event_id"]
 LPI = ["vm", "intid"]
+#: So often it is no accident of a capture that lost a few records and does not say so.
+_OFTEN = 3
 #: A level-1 or device table entry of 8 bytes, bit 63: Valid. Kernel: vgic-its.c:vgic_its_check_id (v6.12)
 _VALID = 1 << 63
 
@@ -82,16 +87,13 @@ class Judged:
         return self.trace or (self.opcode in ("MAPTI", "MAPI") and self.mapped is True)
 
 
+@once
 def judged(case: Case) -> list[Judged]:
     """The commands that were not carried out as they must, in the order in which their ITS took them.
 
     Left out are those near lost records, those that were under way when the capture ended, and those whose LPIs KVM
     was seen to have given to other vCPUs than the commands say.
     """
-    return case.once("commands judged", lambda: _judge(case))
-
-
-def _judge(case: Case) -> list[Judged]:
     done = seen(case)
     wanted, extra = compared(case)
     wanted = _targets_agree(case, _fresh_lpis(case, wanted))
@@ -104,7 +106,7 @@ def _judge(case: Case) -> list[Judged]:
         case.history.verdicts.select("seq", "text", "verdict"), on="seq", how="left", maintain_order="left"
     )
     suspects = commands.filter(pl.col("seq").is_in(list(flagged)) & pl.col("end_seq").is_not_null())
-    suspects = case.without_lost(suspects, "time_ns", "end_ns")
+    suspects = case.without_lost_commands(case.without_lost(suspects, "time_ns", "end_ns"), "seq")
     refused = _refused_devices(case, suspects)
     found = {
         row["seq"]: Judged(row["seq"], row, decode((row["dw0"], row["dw1"], row["dw2"], row["dw3"])))
@@ -132,6 +134,15 @@ def _judge(case: Case) -> list[Judged]:
             one.missing = [row for row in one.missing if not row["fresh"]]
     left = {seq for seq, one in found.items() if not one.refused and (one.missing or one.extra)}
     return [found[seq] for seq in commands["seq"].to_list() if seq in left]
+
+
+def unless_lost(case: Case, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Findings that rest on what was not seen: notes, where losses are not told and it happened once or twice only."""
+    found = list(findings)
+    often = Counter(one.mechanism for one in found)
+    for one in found:
+        rare = not case.losses_told and often[one.mechanism] < _OFTEN
+        yield replace(one, severity=Severity.NOTE) if rare else one
 
 
 # --- what looks like it and is not
@@ -268,7 +279,10 @@ def _mapped_after(case: Case, found: Iterable[Judged], wanted: pl.DataFrame) -> 
 
 def _follow(case: Case, commands: pl.DataFrame, found: dict[int, Judged], wanted: pl.DataFrame) -> None:
     """Find out which commands failed only because an earlier one did: what they are about is not as it must be."""
+    if not found:
+        return
     met = _met(wanted)
+    involved = commands.filter(pl.col("seq").is_in(pl.Series([*found, *met], dtype=pl.UInt64).implode()))
     # Where tables are set anew, what was wrong in them is gone.
     anew = case.history.expected.filter(
         pl.col("command_seq").is_null() & pl.col("what").str.starts_with("free_")
@@ -276,20 +290,21 @@ def _follow(case: Case, commands: pl.DataFrame, found: dict[int, Judged], wanted
     resets = iter(sorted(anew["seq"].unique().to_list()))
     reset = next(resets, NEVER)
     broken: dict[Key, int] = {}
-    for row in commands.iter_rows(named=True):
-        seq = row["seq"]
+    targets: dict[Key, int] = {}
+    for seq, vm, its, *words in involved.select("seq", "vm", "its", "dw0", "dw1", "dw2", "dw3").iter_rows():
         one = found.get(seq)
-        if one is None and not broken:
+        if one is None and not broken and not targets:
             continue
         while reset < seq:
             broken.clear()
+            targets.clear()
             reset = next(resets, NEVER)
-        command = decode((row["dw0"], row["dw1"], row["dw2"], row["dw3"]))
-        own = _objects(row, command)
+        command = decode((words[0], words[1], words[2], words[3]))
+        own = _objects((vm, its), command)
         if one is None:
-            _mend(broken, own, command, met.get(seq, set()))
+            _mend(broken, targets, own, command, met[seq])
             continue
-        one.follows = _cause(one, broken, own | _needs(row, command))
+        one.follows = _cause(one, broken, targets, own | _needs((vm, its), command))
         if one.only_invalidation or one.only_configuration:
             continue
         first = one.seq if one.follows is None else one.follows
@@ -298,17 +313,20 @@ def _follow(case: Case, commands: pl.DataFrame, found: dict[int, Judged], wanted
             broken.setdefault(key, first)
         for lacking in one.missing:
             if lacking["what"] == "retarget":
-                broken.setdefault(("target", row["vm"], lacking["intid"]), first)
+                targets.setdefault((vm, lacking["intid"]), first)
 
 
-def _cause(one: Judged, broken: Mapping[Key, int], needs: set[Key]) -> int | None:
-    """The earlier command because of which this one failed; what it lacks because of others is taken out of it."""
+def _cause(one: Judged, broken: Mapping[Key, int], targets: Mapping[Key, int], needs: set[Key]) -> int | None:
+    """The earlier command because of which this one failed; what it lacks because of others is taken out of it.
+
+    `broken`, `targets`: the command because of which an entry of the tables, or an LPI's target, is not as it must be.
+    """
     if one.refused:
         return one.seq
     causes = [broken[key] for key in needs if key in broken]
     if one.command.opcode in (Opcode.MAPC, Opcode.MOVALL, Opcode.INVALL):
         # These go by what KVM has of an LPI, be it its collection or its target.
-        excused = {m["intid"]: broken.get(("target", m["vm"], m["intid"])) for m in one.missing}
+        excused = {m["intid"]: targets.get((m["vm"], m["intid"])) for m in one.missing}
         causes += [cause for cause in excused.values() if cause is not None]
         left = [m for m in one.missing if excused[m["intid"]] is None]
         if left:
@@ -316,16 +334,18 @@ def _cause(one: Judged, broken: Mapping[Key, int], needs: set[Key]) -> int | Non
     return min(causes, default=None)
 
 
-def _met(wanted: pl.DataFrame) -> dict[int, set[int | None]]:
+def _met(wanted: pl.DataFrame) -> dict[int, set[int]]:
     """By command that was seen to do what it must: the LPIs that it retargeted."""
-    rows = wanted.filter("met").with_columns(lpi=pl.when(pl.col("what") == "retarget").then("intid"))
-    grouped = rows.group_by("command_seq").agg(pl.col("lpi").unique())
-    return {seq: set(lpis) for seq, lpis in grouped.iter_rows()}
+    rows = wanted.filter("met")
+    found: dict[int, set[int]] = {seq: set() for seq in rows["command_seq"].unique().to_list()}
+    moved = rows.filter(pl.col("what") == "retarget").drop_nulls("intid")
+    for seq, intid in moved.select("command_seq", "intid").iter_rows():
+        found[seq].add(intid)
+    return found
 
 
-def _objects(row: Row, command: Command) -> set[Key]:
-    """What a command makes or unmakes."""
-    at = row["vm"], row["its"]
+def _objects(at: tuple[int, int], command: Command) -> set[Key]:
+    """What a command of an ITS makes or unmakes."""
     if command.opcode == Opcode.MAPD:
         return {("device", *at, command.device_id)}
     if command.opcode == Opcode.MAPC:
@@ -335,9 +355,8 @@ def _objects(row: Row, command: Command) -> set[Key]:
     return set()
 
 
-def _needs(row: Row, command: Command) -> set[Key]:
-    """What a command needs to be there."""
-    at = row["vm"], row["its"]
+def _needs(at: tuple[int, int], command: Command) -> set[Key]:
+    """What a command of an ITS needs to be there."""
     needs: set[Key] = set()
     if command.device_id is not None and command.opcode != Opcode.MAPD:
         needs.add(("device", *at, command.device_id))
@@ -347,18 +366,17 @@ def _needs(row: Row, command: Command) -> set[Key]:
     return needs
 
 
-def _mend(broken: dict[Key, int], own: set[Key], command: Command, lpis: set[int | None]) -> None:
+def _mend(
+    broken: dict[Key, int], targets: dict[Key, int], own: set[Key], command: Command, lpis: set[int]
+) -> None:
     """A command that was carried out puts right what it is about; MAPD all of its device's events.
 
-    `lpis` were retargeted by it; of one that was seen to do nothing it is empty.
+    `lpis` were retargeted by it.
     """
-    if not lpis:
-        return
     for key in own:
         broken.pop(key, None)
         if command.opcode == Opcode.MAPD:
             for other in [other for other in broken if other[0] == "event" and other[1:4] == key[1:4]]:
                 del broken[other]
-    for key in [key for key in broken if key[0] == "target"]:
-        if key[2] in lpis or key[2] == command.intid:
-            del broken[key]
+    for key in [key for key in targets if key[1] in lpis or key[1] == command.intid]:
+        del targets[key]

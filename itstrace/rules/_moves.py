@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace.observe.joins import after, before
+from itstrace.rules.case import once
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case
@@ -32,6 +33,7 @@ _NOTHING = pl.Schema(
 )
 
 
+@once
 def retargets(case: Case) -> pl.DataFrame:
     """Calls of update_affinity, each with the command that made it (null: none was under way on its task).
 
@@ -48,6 +50,7 @@ def retargets(case: Case) -> pl.DataFrame:
     return rows.join(names, on="by", how="left", maintain_order="left").drop("_end").sort("seq")
 
 
+@once
 def moves(case: Case) -> pl.DataFrame:
     """Every time that KVM gave an LPI to a vCPU by MOVI, MOVALL or MAPC, in order.
 
@@ -121,6 +124,7 @@ def commands_named(case: Case, seqs: pl.Series) -> dict[int, tuple[str, int]]:
     return {seq: (text or "a command", time_ns) for seq, text, time_ns in rows.iter_rows()}
 
 
+@once
 def usual_wait_ns(case: Case) -> tuple[float, int]:
     """How long LPIs of this capture wait for a list register, in all but one case of a hundred, and of how many waits.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from itstrace.observe.joins import after, before
-from itstrace.rules.case import NEVER
+from itstrace.rules.case import NEVER, once
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case
@@ -19,6 +19,7 @@ LPI = ["vm", "intid"]
 STILL_PENDING, STILL_ACTIVE = (1, 3), (2, 3)
 
 
+@once
 def unmapped(case: Case) -> pl.DataFrame:
     """Events that DISCARD or MAPD took out of the tables.
 
@@ -33,6 +34,7 @@ def unmapped(case: Case) -> pl.DataFrame:
     return rows.select(*KEY, "intid", "settled", "assumed", seq="ended_by", time_ns="to_ns").sort("seq")
 
 
+@once
 def sources(case: Case) -> pl.DataFrame:
     """Records that made an LPI pending: queueings for an MSI, an INT or something unknown, and pending tables read.
 

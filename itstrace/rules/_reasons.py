@@ -11,6 +11,7 @@ import polars as pl
 from itstrace.gic.commands import Command, Opcode
 from itstrace.model import effects as fx
 from itstrace.rules._past import Entries, Key
+from itstrace.rules.case import once
 from itstrace.units import seconds
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ class Reasons:
         return "" if when is None else f" at {seconds(when)}"
 
 
+@once
 def _failed(case: Case) -> dict[Key, list[int]]:
     """Commands that should have mapped a device, an event or a collection, and were refused, by what they name."""
     found: dict[Key, list[int]] = defaultdict(list)

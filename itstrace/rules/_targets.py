@@ -8,6 +8,7 @@ import polars as pl
 
 from itstrace.observe.joins import after, before
 from itstrace.rules._moves import LPI, MOVERS, retargets
+from itstrace.rules.case import once
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case
@@ -19,6 +20,7 @@ KEPT = "MAPTI kept the old target"
 STRAY = "KVM gave the LPI another target without a command"
 
 
+@once
 def off_target(case: Case) -> pl.DataFrame:
     """Queueings and fills with a target that the commands did not give, and fills off their own target.
 

@@ -8,7 +8,7 @@ import polars as pl
 
 from itstrace.gic.registers import GICR_CTLR
 from itstrace.observe.joins import after, before
-from itstrace.rules.case import NEVER
+from itstrace.rules.case import NEVER, once
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case
@@ -17,6 +17,7 @@ LPI = ["vm", "intid"]
 VCPU = ["vm", "vcpu"]
 
 
+@once
 def queued(case: Case) -> pl.DataFrame:
     """Queueings that put a pending and enabled LPI on its vCPU's list, or found it there.
 
@@ -49,6 +50,7 @@ def stops(case: Case, rows: pl.DataFrame) -> pl.Series:
     return frame.select(stop=pl.min_horizontal(pl.all()))["stop"]
 
 
+@once
 def _business_over(case: Case) -> list[tuple[list[str], pl.DataFrame]]:
     """Records after which an LPI has no business on a vCPU's list, by the columns that they are found by.
 
@@ -75,6 +77,7 @@ def _business_over(case: Case) -> list[tuple[list[str], pl.DataFrame]]:
     ]
 
 
+@once
 def flushes(case: Case) -> pl.DataFrame:
     """When EnableLPIs of a vCPU went to 0, which takes all LPIs off its list. Shape: vm, vcpu, seq, time_ns."""
     seen = case.observations.vm_events.filter(pl.col("what") == "flush_lpis")

@@ -8,7 +8,7 @@ import polars as pl
 
 from itstrace.observe.joins import after, before
 from itstrace.rules._moves import LPI, moves
-from itstrace.rules.case import NEVER
+from itstrace.rules.case import NEVER, once
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case
@@ -61,6 +61,7 @@ def waits(case: Case) -> pl.DataFrame:
     return rows.filter(pl.col("end_seq") > pl.col("from_seq")).sort("from_seq")
 
 
+@once
 def places(case: Case) -> pl.DataFrame:
     """Records that tell on which vCPU's list an LPI is, pending (`lodged`), or that it is pending on none for now.
 

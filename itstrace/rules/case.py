@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import polars as pl
@@ -20,10 +21,27 @@ if TYPE_CHECKING:
     from itstrace.replay import History
     from itstrace.rules.registry import Rule
 
-T = TypeVar("T")
 
 #: An end that never comes.
 NEVER = 2**64 - 1
+
+_Made = TypeVar("_Made")
+
+
+def once(make: Callable[[Case], _Made]) -> Callable[[Case], _Made]:
+    """Decorate what several rules make of a capture: it is made once, and must not depend on the rule that asks.
+
+    Nobody may change what it gives.
+    """
+
+    @wraps(make)
+    def made(case: Case) -> _Made:
+        if make not in case.shared:
+            case.shared[make] = make(case)
+        found: _Made = case.shared[make]
+        return found
+
+    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +63,13 @@ class Case:
     kernel: str | None = None
     #: What the user set of the rules' numbers, by name.
     set: Mapping[str, float] = field(default_factory=dict)
-    #: What several rules ask for and one of them has worked out.
-    shared: dict[str, Any] = field(default_factory=dict)
+    #: What rules of this analysis have made already, by the function that made it: see `once`.
+    shared: dict[Callable[[Case], Any], Any] = field(init=False, default_factory=dict, repr=False)
 
-    def once(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` gives, worked out once for all rules of one check; nobody changes it."""
-        if name not in self.shared:
-            self.shared[name] = make()
-        found: T = self.shared[name]
-        return found
+    def sharing(self, shared: dict[Callable[[Case], Any], Any]) -> Case:
+        """The same case, with what other rules of this analysis have made already."""
+        object.__setattr__(self, "shared", shared)
+        return self
 
     def setting(self, name: str) -> float:
         """A number of this rule: the user's, or its default."""
@@ -66,7 +82,7 @@ class Case:
     @property
     def host(self) -> str:
         """Whose ITS it is, for messages: KVM's or QEMU's own."""
-        return source_of(self.observations.fed_by)
+        return _host(self)
 
     def finding(self, message: str, **details: Any) -> Finding:
         """A finding of this rule; severity, confidence and advice may be given, else they are the rule's."""
@@ -233,21 +249,36 @@ class Case:
 
     def command_text(self, seq: int | None) -> str:
         """A command as text, with when it was; empty for none."""
-        if seq is None:
-            return ""
-        rows = self.history.verdicts.filter(pl.col("seq") == seq)
-        return str(rows["text"][0]) if rows.height else ""
+        return _texts(self).get(seq, "") if seq is not None else ""
 
     def command_time(self, seq: int | None) -> int | None:
         """When a command was read."""
-        rows = self.observations.commands.filter(pl.col("seq") == seq) if seq is not None else None
-        return None if rows is None or rows.is_empty() else int(rows["time_ns"][0])
+        return _times(self).get(seq) if seq is not None else None
 
     def event_of(self, vm: int, intid: int, seq: int) -> tuple[int | None, int | None, int | None]:
         """(ITS, device, event) that maps an LPI at a record, or last did; Nones where none is known."""
         rows = self.history.mappings.filter((pl.col("vm") == vm) & (pl.col("intid") == intid))
         rows = rows.filter(pl.col("from_seq").is_null() | (pl.col("from_seq") <= seq)).tail(1)
         return rows.select("its", "device_id", "event_id").row(0) if rows.height else (None, None, None)
+
+
+@once
+def _host(case: Case) -> str:
+    return source_of(case.observations.fed_by)
+
+
+@once
+def _texts(case: Case) -> dict[int, str]:
+    """Every command as text, by its record."""
+    rows = case.history.verdicts
+    return dict(zip(rows["seq"].to_list(), rows["text"].to_list(), strict=True))
+
+
+@once
+def _times(case: Case) -> dict[int, int]:
+    """When every command was read, by its record."""
+    rows = case.observations.commands
+    return dict(zip(rows["seq"].to_list(), rows["time_ns"].to_list(), strict=True))
 
 
 def first_some(seqs: Iterable[int | None], limit: int = 12) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
@@ -28,6 +28,8 @@ _AIMING = (Opcode.MAPTI, Opcode.MAPI, Opcode.MOVI, Opcode.MAPC, Opcode.INV, Opco
 _ENDING = (Opcode.DISCARD, Opcode.CLEAR, Opcode.MOVALL, Opcode.INV, Opcode.INVALL)
 #: Commands that a finding is linked by.
 _BLAMED = 64
+#: No vCPU in particular.
+_ANY: Final[frozenset[int]] = frozenset()
 
 
 @dataclass(slots=True)
@@ -187,65 +189,69 @@ def _fired(case: Case, vm: int, its: int, steps: Sequence[_Step]) -> Iterator[_R
 
 def _queues(case: Case) -> dict[tuple[int, int], list[_Step]]:
     """The commands of every ITS in order, each with what came after it."""
-    commands = _placed(case)
+    commands, decoded = _placed(case)
     writes = case.observations.register_writes.filter(pl.col("offset") == GITS_CWRITER)
+    commands = commands.with_columns(broken=pl.col("lost_before") | ~pl.col("readable"))
     queues: dict[tuple[int, int], list[_Step]] = {}
     tells = case.host == "KVM"
+    # QEMU's log does not tell whom SYNC and INVALL name.
+    needs = {*_AIMING, *_ENDING} - (set() if tells else {Opcode.INVALL})
+    told = ["place", "seq", "time_ns", "end_seq", "verdict", "broken", "old_icid", "old_vcpu", "new_vcpu"]
     for (vm, its), rows in commands.group_by("vm", "its", maintain_order=True):
         mine = writes.filter((pl.col("vm") == vm) & (pl.col("its") == its))["seq"].sort().to_list()
         steps: list[_Step] = []
         batches, breaks, icids = [], [], []
-        for row in rows.iter_rows(named=True):
-            command = decode((row["dw0"], row["dw1"], row["dw2"], row["dw3"]))
-            idle = row["verdict"] not in ("ok", "assumed") or command.opcode not in (*_AIMING, *_ENDING)
-            # QEMU's log does not tell whom SYNC and INVALL name.
-            idle |= not tells and command.opcode is Opcode.INVALL
-            end_seq = row["seq"] if row["end_seq"] is None else row["end_seq"]
-            vcpus = _covering(command, row) if tells else frozenset()
-            steps.append(_Step(row["seq"], row["time_ns"], end_seq, command, vcpus, idle))
-            batches.append(bisect_left(mine, row["seq"]))
-            breaks.append(row["lost_before"] or not row["readable"])
-            icids.append(row["old_icid"])
+        # A tuple per command, and no more than is needed: there may be many.
+        for place, seq, time_ns, end_seq, verdict, broken, icid, old, new in rows.select(told).iter_rows():
+            command = decoded[place]
+            idle = command.opcode not in needs or verdict not in ("ok", "assumed")
+            vcpus = _covering(command, old, new) if tells and not idle else _ANY
+            steps.append(_Step(seq, time_ns, seq if end_seq is None else end_seq, command, vcpus, idle))
+            batches.append(bisect_left(mine, seq))
+            breaks.append(broken)
+            icids.append(icid)
         _look_ahead(steps, batches, breaks, icids)
         queues[vm, its] = steps
     return queues
 
 
-def _covering(command: Command, row: dict[str, Any]) -> frozenset[int]:
+def _covering(command: Command, old: int | None, new: int | None) -> frozenset[int]:
     """The vCPUs whose SYNC covers a command; none where they are not all known, so that any does."""
     match command.opcode:
         case Opcode.MAPC:
-            vcpus = [command.rdbase, row["new_vcpu"] if row["new_vcpu"] is not None else command.rdbase]
+            vcpus = [command.rdbase, new if new is not None else command.rdbase]
         case Opcode.MOVALL:
             vcpus = [command.rdbase, command.rdbase2]
         case Opcode.MOVI:
-            vcpus = [row["old_vcpu"], row["new_vcpu"]]
+            vcpus = [old, new]
         case Opcode.MAPTI | Opcode.MAPI | Opcode.INVALL:
-            vcpus = [row["new_vcpu"]]
+            vcpus = [new]
         case _:
-            vcpus = [row["old_vcpu"]]
-    return frozenset(vcpu for vcpu in vcpus if vcpu is not None) if None not in vcpus else frozenset()
+            vcpus = [old]
+    return frozenset(vcpu for vcpu in vcpus if vcpu is not None) if None not in vcpus else _ANY
 
 
 def _look_ahead(
     steps: Sequence[_Step], batches: Sequence[int], breaks: Sequence[bool], icids: Sequence[int | None]
 ) -> None:
-    """Fill in what came after each command, from the last one back."""
+    """Fill in what came after each command that is not idle, from the last one back."""
     syncs: dict[int | None, int] = {}  # by vCPU; None: of any
     ints: dict[tuple[int | None, ...], int] = {}  # by event, and by collection
     broken: int | None = None
     others: list[int] = []  # the first command but SYNC of each batch that follows, the nearest last
     for place in range(len(steps) - 1, -1, -1):
         step, opcode = steps[place], steps[place].command.opcode
-        event = step.command.device_id, step.command.event_id
-        step.sync = min((syncs[v] for v in step.vcpus or (None,) if v in syncs), default=None)
-        step.went_on = next((o for o in reversed(others) if batches[o] > batches[place]), None)
-        step.int_ = ints.get(event if step.command.event_id is not None else (step.command.icid,))
-        step.broken = broken
+        fields = step.command.fields
+        event = fields.get("device_id"), fields.get("event_id")
+        if not step.idle:
+            step.sync = min((syncs[v] for v in step.vcpus or (None,) if v in syncs), default=None)
+            step.went_on = next((o for o in reversed(others) if batches[o] > batches[place]), None)
+            step.int_ = ints.get(event if event[1] is not None else (fields.get("icid"),))
+            step.broken = broken
         if breaks[place]:
             broken = place
         if opcode is Opcode.SYNC:
-            syncs[step.command.rdbase] = syncs[None] = place
+            syncs[fields.get("rdbase")] = syncs[None] = place
             continue
         if others and batches[others[-1]] == batches[place]:
             others.pop()
@@ -254,15 +260,15 @@ def _look_ahead(
             ints[event] = ints[icids[place],] = place
 
 
-def _placed(case: Case) -> pl.DataFrame:
-    """Commands with their verdict, and the vCPUs that their event went to and that their collection goes to.
+def _placed(case: Case) -> tuple[pl.DataFrame, list[Command]]:
+    """Commands with their verdict, and the vCPUs that their event went to and that their collection goes to; and decoded.
 
-    Shape: columns of COMMANDS, and verdict, old_icid, old_vcpu, new_vcpu.
+    Shape: columns of COMMANDS, and place (in the list), verdict, old_icid, old_vcpu, new_vcpu.
     """
     rows = case.observations.commands.drop_nulls(["vm", "its"]).with_row_index("place")
     decoded = [decode(words) for words in rows.select("dw0", "dw1", "dw2", "dw3").iter_rows()]
     rows = rows.with_columns(
-        pl.Series(column, [getattr(one, column) for one in decoded], dtype=pl.UInt32, strict=False)
+        pl.Series(column, [one.fields.get(column) for one in decoded], dtype=pl.UInt32, strict=False)
         for column in ("device_id", "event_id", "icid")
     )
     rows = rows.join(
@@ -275,7 +281,7 @@ def _placed(case: Case) -> pl.DataFrame:
     rows = before(rows, events, EVENT, old_icid="icid")
     rows = before(rows, targets, aims, new_vcpu="target_vcpu")
     named = rows.rename({"icid": "own"}).with_columns(icid="old_icid")
-    return before(named, targets, aims, old_vcpu="target_vcpu").drop("icid").sort("place")
+    return before(named, targets, aims, old_vcpu="target_vcpu").drop("icid").sort("place"), decoded
 
 
 def _one_of_each(members: Sequence[_Relied]) -> Iterator[int | None]:

@@ -10,7 +10,7 @@ from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.gic import registers as reg
 from itstrace.observe.joins import after
 from itstrace.rules._effects import told
-from itstrace.rules._judged import judged
+from itstrace.rules._judged import judged, unless_lost
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
@@ -66,6 +66,12 @@ def missing_invalidation(case: Case) -> Iterator[Finding]:
         if silent
         else {}
     )
+    yield from unless_lost(case, _commands(case, doubt))
+    yield from unless_lost(case, _registers(case, doubt))
+
+
+def _commands(case: Case, doubt: dict[str, Any]) -> Iterator[Finding]:
+    """Commands that were carried out but for the cache."""
     for one in judged(case):
         if not one.only_invalidation or one.follows is not None:
             continue
@@ -85,7 +91,6 @@ def missing_invalidation(case: Case) -> Iterator[Finding]:
             seqs=first_some([one.seq, row["end_seq"]]),
             **doubt,
         )
-    yield from _registers(case, doubt)
 
 
 def _registers(case: Case, doubt: dict[str, Any]) -> Iterator[Finding]:

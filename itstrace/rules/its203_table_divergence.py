@@ -8,6 +8,7 @@ import polars as pl
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.gic.faults import Fault
+from itstrace.rules._teardown import Leftover, leftovers
 from itstrace.rules._translation import KEY, mismatches
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
@@ -38,8 +39,8 @@ def table_divergence(case: Case) -> Iterator[Finding]:
     ## What it finds
     An MSI or INT that went through the tables (not the cache) and was resolved to another LPI than the
     commands say, was resolved although the commands say that nothing maps it, or was refused as unmapped
-    although they say that it is mapped. `itstrace verify` finds the same by comparing with the kernel's own
-    dump.
+    although they say that it is mapped. Also where a VM ends: KVM frees its devices, events and collections then, and
+    what it frees is what its tables held. `itstrace verify` finds the same by comparing with the kernel's own dump.
 
     ## Why it matters
     The kernel and its guest no longer agree on the tables: the wrong driver gets the interrupt, or nobody.
@@ -86,6 +87,7 @@ def table_divergence(case: Case) -> Iterator[Finding]:
                 ]
             ),
         )
+    yield from _torn_down(case)
     shifts = _shifts(wrong)
     for (_, _, device, event), rows in _refused(case).group_by(KEY, maintain_order=True):
         first = rows.row(0, named=True)
@@ -100,6 +102,53 @@ def table_divergence(case: Case) -> Iterator[Finding]:
             **case.about(rows, intid=first["expected"]),
             seqs=first_some([first["set_by"], first["seq"], first["end_seq"]]),
         )
+
+
+_CALLS: Final = {
+    "free_device": "vgic_its_free_device",
+    "free_event": "its_free_ite",
+    "free_collection": "vgic_its_free_collection",
+}
+
+
+def _torn_down(case: Case) -> Iterator[Finding]:
+    """Entries that were freed at a VM's end and should not have been there, or were not freed and should have been."""
+    for one in leftovers(case):
+        device, event = one.ids.get("device_id"), one.ids.get("event_id")
+        of = _named(one)
+        command = case.command_text(one.by)
+        if one.freed:
+            mechanism = _FOREIGN if one.by is None else _STALE
+            held = f"which {command} took down" if command else "which by the commands was not there"
+            said = f"{_CALLS[one.what]} freed {of} where the VM ended, {held}."
+        else:
+            mechanism = _REFUSED
+            put = f", which {command} put there" if command else ""
+            said = f"{_CALLS[one.what]} was not called for {of} where the VM ended{put}."
+        yield case.finding(
+            said,
+            mechanism=mechanism,
+            suspect=("vgic_its_handle_command", _CALLS[one.what]),
+            guest_saw="",
+            blames=() if one.by is None else (one.by,),
+            vm=one.vm,
+            its=0,
+            device_id=device,
+            event_id=event,
+            intid=one.intid,
+            time_ns=one.time_ns,
+            end_ns=one.time_ns,
+            seqs=first_some(one.seqs),
+        )
+
+
+def _named(one: Leftover) -> str:
+    """`event 2 of device 0x8`: what was freed, or was not."""
+    if one.what == "free_collection":
+        return f"collection {one.ids['icid']}"
+    device = one.ids["device_id"]
+    of = "an unknown device" if device is None else f"device 0x{device:x}"
+    return f"event {one.ids['event_id']} of {of}" if one.what == "free_event" else of
 
 
 def _shifts(wrong: pl.DataFrame) -> set[int]:

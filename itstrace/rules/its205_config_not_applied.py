@@ -10,7 +10,7 @@ from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.gic import registers as reg
 from itstrace.gic.lpi import FIRST_LPI
 from itstrace.observe.joins import after, before
-from itstrace.rules._judged import judged
+from itstrace.rules._judged import judged, unless_lost
 from itstrace.rules.case import NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
@@ -64,8 +64,7 @@ def config_not_applied(case: Case) -> Iterator[Finding]:
     configuration table.
     """
     calls = _named(case)
-    yield from _unread(case, calls)
-    yield from _uncalled(case)
+    yield from unless_lost(case, [*_unread(case, calls), *_uncalled(case)])
     yield from _misplaced(case, calls)
     yield from _not_taken(case, calls)
     yield from _changed(case, calls)
@@ -248,7 +247,7 @@ def _not_taken(case: Case, calls: pl.DataFrame) -> Iterator[Finding]:
         | (pl.col("_target") == pl.col("_of")).fill_null(value=False)
     )
     enable = (pl.col("value") & _ENABLE) != pl.col("enabled").cast(pl.UInt8)
-    priority = (pl.col("value") & _PRIORITY) != (pl.col("priority") & _PRIORITY)
+    priority = (pl.col("value") & _PRIORITY) != pl.col("priority")
     rows = rows.with_columns(_enable=enable, _priority=priority.fill_null(value=False))
     rows = _alone(case, rows.filter(pl.col("_enable") | pl.col("_priority")))
     for row in case.without_lost(rows, "time_ns", "end_ns").iter_rows(named=True):
@@ -277,17 +276,35 @@ def _changed(case: Case, calls: pl.DataFrame) -> Iterator[Finding]:
     """LPIs queued or filled with another enable bit than they had when it was read last."""
     obs = case.observations
     ended = calls.with_columns(
-        known=pl.when(pl.col("end_seq").is_not_null() & (pl.col("result").fill_null(0) == 0)).then("enabled")
+        known=pl.when(pl.col("end_seq").is_not_null() & (pl.col("result").fill_null(0) == 0)).then("enabled"),
+        known_priority="priority",
     )
     uses = [
         obs.queueings.select(*LPI, "seq", "time_ns", "enabled", how=pl.lit("queued")),
         obs.fills.select(*LPI, "seq", "time_ns", "enabled", how=pl.lit("filled")),
+        obs.config_calls.select(
+            *LPI, "seq", "time_ns", enabled="was_enabled", priority="was_priority", how=pl.lit("read again")
+        ),
     ]
-    rows = pl.concat(uses).drop_nulls("enabled").sort("seq")
+    rows = pl.concat(uses, how="diagonal").drop_nulls("enabled").sort("seq")
     rows = before(
-        rows, ended, LPI, call="seq", over="end_seq", held="known", asked="by", call_ns="time_ns", text="text"
+        rows,
+        ended,
+        LPI,
+        call="seq",
+        over="end_seq",
+        held="known",
+        held_priority="known_priority",
+        asked="by",
+        call_ns="time_ns",
+        text="text",
     )
-    rows = rows.filter((pl.col("held") != pl.col("enabled")) & (pl.col("over") < pl.col("seq")))
+    switched = pl.col("held") != pl.col("enabled")
+    raised = (pl.col("held_priority") != pl.col("priority")).fill_null(value=False)
+    rows = rows.with_columns(switched=switched)
+    rows = rows.filter(
+        (switched | (raised & pl.col("held").is_not_null())) & (pl.col("over") < pl.col("seq"))
+    )
     if rows.is_empty():
         return
     # Where the call is not seen to be over, or the LPI is a new one, nothing is known.
@@ -299,12 +316,14 @@ def _changed(case: Case, calls: pl.DataFrame) -> Iterator[Finding]:
     # From one reading to the next it is one change.
     for row in rows.unique([*LPI, "call"], keep="first", maintain_order=True).iter_rows(named=True):
         state = "enabled" if row["enabled"] else "disabled"
+        if not row["switched"]:
+            state = f"with priority 0x{row['priority']:02x}"
         yield _finding(
             case,
             row | {"by": row["asked"], "read_seq": row["call"], "end_seq": row["over"]},
             f"LPI {row['intid']} was {row['how']} {state} at {seconds(row['time_ns'])}, but was not so when its property byte "
             f"was read last, by {row['text']} at {seconds(row['call_ns'])}.",
-            "the enable bit changed without being read",
+            f"the {'enable bit' if row['switched'] else 'priority'} changed without being read",
             suspect=("update_lpi_config", "vgic_its_cmd_handle_clear"),
             blames=(),
         )

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.rules.case import Case, first_some
-from itstrace.rules.known_bugs import version_of
+from itstrace.rules.known_bugs import known_bugs, version_of
 from itstrace.rules.registry import rule
 from itstrace.units import duration, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-#: Kernels in which the second of them drops a reference that is not its own. Source: CVE-2026-46316; a cache of each
-#: ITS's own, which needs no lock to be looked up, is there from v6.10 on.
-_SINCE = (6, 10, 0)
-_FIXED = {(6, 12): 107, (7, 3): 4}
-_MAINLINE = (7, 4, 0)
 
 
 @rule(
@@ -66,13 +61,11 @@ def overlapping_invalidation(case: Case) -> Iterator[Finding]:
         latest, on=[*key, "_end"], how="inner", nulls_equal=True, maintain_order="left"
     )
     both = both.filter(pl.col("pid") != pl.col("other_pid"))
-    severity = _severity(case.kernel)
     for row in case.without_lost(both, "other_ns", "end_ns").iter_rows(named=True):
         span = min(row["end_ns"], row["other_end"]) - row["time_ns"]
-        yield case.finding(
+        finding = case.finding(
             f"vgic_its_invalidate_cache was called at {seconds(row['time_ns'])} while a call that began at "
             f"{seconds(row['other_ns'])} on another task was under way; both were for {duration(span)}.",
-            severity=severity,
             mechanism="two invalidations of one cache at once",
             vm=row["vm"],
             its=row["its"],
@@ -82,14 +75,15 @@ def overlapping_invalidation(case: Case) -> Iterator[Finding]:
             measure=float(span),
             seqs=first_some([row["other"], row["seq"], row["_end"], row["end_seq"]]),
         )
+        yield _judged(case, finding)
 
 
-def _severity(kernel: str | None) -> Severity:
+def _judged(case: Case, finding: Finding) -> Finding:
     """Error where the kernel is vulnerable, a note where it is not, a warning where that is not known."""
-    version = version_of(kernel)
+    version = version_of(case.kernel)
     if version is None:
-        return Severity.WARNING
-    fixed = _FIXED.get(version[:2])
-    if version < _SINCE or version >= _MAINLINE or (fixed is not None and version[2] >= fixed):
-        return Severity.NOTE
-    return Severity.WARNING if version[2] < 0 else Severity.ERROR
+        return finding
+    if not known_bugs(finding, case.kernel):
+        return replace(finding, severity=Severity.NOTE)
+    # Debian's releases may hide which stable release they are.
+    return finding if version[2] < 0 else replace(finding, severity=Severity.ERROR)

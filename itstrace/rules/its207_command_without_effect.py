@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from itstrace.findings import Confidence, Finding, Kind, Severity
+from itstrace.gic import registers as reg
+from itstrace.gic.commands import Opcode
 from itstrace.observe.catalogue import PROBES as PLACES
 from itstrace.observe.joins import after, before
 from itstrace.rules._effects import PROBES, compared, seen
-from itstrace.rules._judged import Judged, judged
+from itstrace.rules._enabling import unheeded
+from itstrace.rules._judged import Judged, judged, unless_lost
 from itstrace.rules.case import NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
@@ -62,6 +65,9 @@ _SEES: Final = {
     "INV": "An interrupt that was enabled does not come, or one that was disabled still does.",
     "INVALL": "Interrupts that were enabled do not come, or some that were disabled still do.",
 }
+#: GITS_BASER<n>.Indirect, bit 62. Spec: IHI 0069H, GITS_BASER<n>.
+_INDIRECT: Final = 62
+#: Where a handler is not called as its command is.
 _HANDLERS: Final = {"MAPTI": "mapi", "MAPI": "mapi"}
 
 
@@ -92,8 +98,10 @@ def command_without_effect(case: Case) -> Iterator[Finding]:
     A command which, by the tables as they were, KVM had to carry out, and for which what KVM does for such a command
     was not seen before its task went on: a device, event or collection allocated or freed, an LPI given to another
     vCPU, an MSI triggered, a configuration read, a latch cleared. Also one that did that to something else, one that
-    did it although it must fail, and a call of update_affinity after which the LPI still has its old target. A
-    command that failed only because an earlier one did is not reported again.
+    did it twice or although it must fail, what was done while no command was under way, and a call of update_affinity
+    after which the LPI still has its old target. A command that failed only because an earlier one did is not reported
+    again. A write to GICR_CTLR that changes EnableLPIs, after which KVM neither enabled nor flushed the vCPU's LPIs,
+    counts as one.
 
     ## Why it matters
     KVM reports no command as failed, and the guest cannot ask: it goes on as if the interrupt were mapped, moved or
@@ -105,20 +113,27 @@ def command_without_effect(case: Case) -> Iterator[Finding]:
 
     ## When it is wrong
     Where an effect's probe was never seen to fire, it may not have been switched on: then it is a note. A probe that was
-    missed (ITS906) looks the same as an effect that was not there. The guest's own
-    mistakes that only its memory shows look the same: an ITT or a device table that lies outside its memory.
-    Commands near lost records, and those that rest on entries that are only assumed, are left out.
+    missed (ITS906) looks the same as an effect that was not there. So do mistakes of the guest that only its memory
+    shows: an ITT or a device table that lies outside its memory, an entry of the device table's first level that is not
+    valid on kernels whose reads of it are not recorded. Commands near lost records, and those that rest on entries that
+    are only assumed, are left out.
 
     ## What to do
     Compare what the evidence shows between the command and the record after it with the handler of that command in
     vgic-its.c, and `itstrace tables --at` that moment with the kernel's vgic-its-state@....
     """
-    for one in judged(case):
-        if one.follows is None and not one.only_invalidation and not one.only_configuration:
-            yield _failed(case, one)
+    failed = (
+        _failed(case, one)
+        for one in judged(case)
+        if one.follows is None and not one.only_invalidation and not one.only_configuration
+    )
+    yield from unless_lost(case, failed)
     yield from _misdirected(case)
-    yield from _untaken(case)
+    yield from unless_lost(case, _of_no_command(case))
+    yield from _mapped_otherwise(case)
+    yield from unless_lost(case, _untaken(case))
     yield from _not_cleared(case)
+    yield from _not_enabled(case)
 
 
 # --- nothing, or something else
@@ -139,19 +154,18 @@ def _failed(case: Case, one: Judged) -> Finding:
     elif one.missing:
         mechanism = f"{one.opcode} {' and '.join(_UNDONE[what] for what in lacks)}"
         said = f"{' and '.join(_UNDONE[what] for what in lacks)}: that{unseen}"
+    elif all(row["twice"] for row in one.extra):
+        mechanism = f"{one.opcode} was carried out twice"
+        said = f"was carried out twice: there was another {_shown(one.extra)}"
     elif one.row["verdict"] == "fault":
         mechanism = f"{one.opcode} was carried out although it must fail"
         said = f"was carried out although it must fail: there was {_shown(one.extra)}"
     else:
         mechanism = f"{one.opcode} also {_DONE[other[0]]}"
         said = f"also {_DONE[other[0]]}: there was {_shown(one.extra)}"
-    if one.mapped is not None and one.follows is None and one.missing and not one.trace:
-        said += f", and the event was {'still' if one.opcode == 'DISCARD' else ''} mapped afterwards"
-        said = (
-            said
-            if one.mapped
-            else said.replace("was  mapped", "was not mapped").replace("was still", "was not")
-        )
+    if one.mapped is not None and one.missing and not one.trace:
+        still = "still " if one.opcode == "DISCARD" else ""
+        said += f", and the event was {still if one.mapped else 'not '}mapped afterwards"
     about = next((row for row in one.missing if row["intid"] is not None), (one.missing or one.extra)[0])
     about = {**about, "device_id": one.command.device_id, "event_id": one.command.event_id}
     return case.finding(
@@ -205,6 +219,12 @@ def _confidence(case: Case, one: Judged) -> dict[str, Any]:
             "doubt": "Records are missing in this capture that no buffer lost (ITS906): this one's may be, too.",
             "capture_next": "kprobe_profile of tracefs, whose last column counts missed probes",
         }
+    if one.opcode == "MAPD" and not case.recorded("guest_read") and _two_levels(case, one):
+        return {
+            "confidence": Confidence.LIKELY,
+            "doubt": "The device table has two levels, and whether the first has an entry for the device is not recorded.",
+            "capture_next": "kvm_read_guest at its return, with what was read",
+        }
     itss = case.observations.itss
     whole = itss.filter((pl.col("vm") == one.row["vm"]) & (pl.col("its") == one.row["its"]))["complete"]
     if whole.all():
@@ -216,12 +236,25 @@ def _confidence(case: Case, one: Judged) -> dict[str, Any]:
     }
 
 
+def _two_levels(case: Case, one: Judged) -> bool:
+    """GITS_BASER0.Indirect of the ITS, as it was written last."""
+    writes = case.observations.register_writes.filter(
+        (pl.col("vm") == one.row["vm"])
+        & (pl.col("its") == one.row["its"])
+        & (pl.col("offset") == reg.GITS_BASER)
+        & (pl.col("seq") < one.seq)
+    )
+    return not writes.is_empty() and bool(writes["value"][-1] >> _INDIRECT & 1)
+
+
 def _suspect(one: Judged) -> tuple[str, ...]:
     """The command's handler, and what it did not call or called for something else."""
-    handler = _HANDLERS.get(one.opcode, one.opcode.lower())
+    handler = f"cmd_handle_{_HANDLERS.get(one.opcode, one.opcode.lower())}"
+    if one.opcode not in _SEES:
+        handler = "handle_command"
     what = [row["what"] for row in (*one.missing, *one.extra)]
     called = (PLACES[PROBES[each][0]].function for each in dict.fromkeys(what))
-    return (f"vgic_its_cmd_handle_{handler}", *called)
+    return (f"vgic_its_{handler}", *called)
 
 
 def _wanted(one: Judged) -> str:
@@ -289,6 +322,108 @@ def _misdirected(case: Case) -> Iterator[Finding]:
             )
 
 
+def _of_no_command(case: Case) -> Iterator[Finding]:
+    """LPIs retargeted, devices and events allocated by a vCPU's task that was carrying out no command.
+
+    Only commands do that, and restoring saved tables, which is the VMM's task.
+    """
+    obs = case.observations
+    rows = seen(case).filter(
+        pl.col("command_seq").is_null() & pl.col("what").is_in(["retarget", "alloc_device", "alloc_event"])
+    )
+    rows = rows.filter(pl.col("pid").is_in(obs.vcpus["pid"].implode()))
+    # A task that is first seen in the middle of its commands was carrying out one that came before the capture.
+    rows = before(rows, obs.commands, last="seq", since_ns="time_ns").drop_nulls("last")
+    rows = after(rows, obs.commands, _lost="lost_before").filter(~pl.col("_lost").fill_null(value=False))
+    ends = obs.vms.select("vm", _gone=pl.col("to_seq").fill_null(NEVER))
+    rows = rows.join(ends, on="vm", how="left", maintain_order="left").filter(pl.col("seq") < pl.col("_gone"))
+    for row in case.without_lost(rows, "since_ns", "time_ns").iter_rows(named=True):
+        done = (
+            _DONE[row["what"]]
+            .replace("another", "a")
+            .replace("a event", "an event")
+            .replace("a LPI", "an LPI")
+        )
+        yield case.finding(
+            f"{_call(row)[0].upper()}{_call(row)[1:]} at {seconds(row['time_ns'])}, though its task was carrying out no command.",
+            mechanism=f"no command {done}",
+            confidence=Confidence.LIKELY,
+            doubt="The command that did it may not have been recorded.",
+            capture_next="its_cmd_off (vgic_its_process_commands, inside its loop)",
+            vm=row["vm"],
+            its=row["its"],
+            device_id=row["device_id"],
+            event_id=row["event_id"],
+            intid=row["intid"],
+            time_ns=row["time_ns"],
+            end_ns=row["time_ns"],
+            seqs=first_some([row["last"], row["seq"]]),
+        )
+
+
+def _mapped_otherwise(case: Case) -> Iterator[Finding]:
+    """MAPDs that mapped their device with another ITT, or for another number of events."""
+    obs = case.observations
+    made = obs.allocations.filter((pl.col("op") == "alloc_device") & pl.col("itt_gpa").is_not_null())
+    words = obs.commands.select(
+        *("pid", "seq", "vm", "its", "dw0", "dw1", "dw2"),
+        ends="end_seq",
+        until_ns="end_ns",
+        begun_ns="time_ns",
+    )
+    rows = before(
+        made.drop("vm"),
+        words,
+        command="seq",
+        vm="vm",
+        its="its",
+        dw0="dw0",
+        size="dw1",
+        itt="dw2",
+        ends="ends",
+        begun_ns="begun_ns",
+        until_ns="until_ns",
+    )
+    rows = rows.filter((pl.col("seq") < pl.col("ends")) & (pl.col("dw0") & 0xFF == int(Opcode.MAPD)))
+    # MAPD: Size [4:0] of the second word, ITT_addr [51:8] of the third. Spec: IHI 0069H, MAPD.
+    rows = rows.with_columns(bits=(pl.col("size") & 0x1F) + 1, itt=pl.col("itt") & 0x000F_FFFF_FFFF_FF00)
+    other_itt, other_size = pl.col("itt") != pl.col("itt_gpa"), pl.col("bits") != pl.col("event_bits")
+    rows = rows.with_columns(other_itt=other_itt).filter(other_itt | other_size)
+    for row in case.without_lost(rows, "begun_ns", "until_ns").iter_rows(named=True):
+        got, asked, name = (
+            (f"0x{row['itt_gpa']:x}", f"0x{row['itt']:x}", "ITT")
+            if row["other_itt"]
+            else (row["event_bits"], row["bits"], "number of EventID bits")
+        )
+        command = {"seq": row["command"], "end_ns": row["until_ns"], "time_ns": row["begun_ns"]}
+        yield case.finding(
+            f"{case.command_text(row['command'])} at {seconds(row['begun_ns'])} was carried out with {name} {got}, not {asked}.",
+            mechanism=f"MAPD was carried out with another {name}",
+            suspect=("vgic_its_cmd_handle_mapd", "vgic_its_alloc_device"),
+            guest_saw=_SEES["MAPD"],
+            seqs=first_some([row["command"], row["seq"], row["ends"]]),
+            **_subject(case, row | command, row | {"event_id": None, "intid": None}),
+        )
+
+
+def _not_enabled(case: Case) -> Iterator[Finding]:
+    """Writes to GICR_CTLR.EnableLPIs that KVM did not heed."""
+    for row in unheeded(case):
+        written, called = (1, "vgic_enable_lpis") if row["on"] else (0, "vgic_flush_pending_lpis")
+        yield case.finding(
+            f"GICR_CTLR.EnableLPIs of vCPU {row['vcpu']} was written {written} at {seconds(row['time_ns'])}, and had not been so "
+            f"since {seconds(row['was_ns'])}; {called} was not called before its task went on.",
+            mechanism=f"EnableLPIs was written {written} and {called} was not called",
+            suspect=("vgic_mmio_write_v3r_ctlr", called),
+            guest_saw="Its LPIs do not come." if row["on"] else "LPIs that it had disabled still come.",
+            vm=row["vm"],
+            vcpus=(row["vcpu"],),
+            time_ns=row["time_ns"],
+            end_ns=row["over_ns"],
+            seqs=first_some([row["seq"], row["over_seq"]]),
+        )
+
+
 def _untaken(case: Case) -> Iterator[Finding]:
     """Calls of update_affinity after which the LPI still does not have the target that it was given.
 
@@ -305,7 +440,6 @@ def _untaken(case: Case) -> Iterator[Finding]:
         how="inner",
         maintain_order="left",
     ).drop_nulls("end_seq")
-    rows = before(rows, obs.retargets, LPI, _called_before="seq")
     rows = after(rows, obs.retargets, LPI, called="seq", irq="irq")
     # From the command's end on: what was queued within it may have been so before its target changed.
     late = rows.with_columns(command_seq="seq", seq="end_seq")
@@ -341,7 +475,9 @@ def _untaken(case: Case) -> Iterator[Finding]:
         on=["command_seq", "intid"],
         how="anti",
     )
-    wrong = case.without_lost(wrong, "time_ns", "shown_ns")
+    wrong = case.without_lost(wrong, "time_ns", "shown_ns").drop("seq").rename({"command_seq": "asked"})
+    wrong = case.without_lost_commands(wrong.with_columns(seq="shown"), "asked").drop("seq")
+    wrong = wrong.rename({"asked": "command_seq"})
     for row in wrong.sort("command_seq").iter_rows(named=True):
         text = case.command_text(row["command_seq"])
         yield case.finding(

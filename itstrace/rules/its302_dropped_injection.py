@@ -12,7 +12,7 @@ from itstrace.gic.faults import Fault
 from itstrace.gic.registers import GICR_CTLR, GITS_CTLR
 from itstrace.observe.joins import after, before
 from itstrace.rules.case import NEVER, Case, first_some
-from itstrace.rules.registry import rule
+from itstrace.rules.registry import Setting, rule
 from itstrace.units import times
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ class _Reason:
 _RESOLVE = ("vgic_its_resolve_lpi", "vgic_its_trigger_msi")
 _UNSEEN = "What came before the capture, or was lost of it, is not known."
 _REASONS: Final[dict[str, _Reason]] = {
+    "going down": _Reason(
+        "fired once while its event was being taken down",
+        "its event had just been taken down (INT_UNMAPPED_INTERRUPT, 0x010307)",
+        Severity.NOTE,
+    ),
     "taken down": _Reason(
         "its event had been taken down",
         "its event had been taken down before (INT_UNMAPPED_INTERRUPT, 0x010307)",
@@ -118,6 +123,9 @@ _REASONS: Final[dict[str, _Reason]] = {
     severity=Severity.ERROR,
     needs=("INJECTIONS",),
     guest_sees="nothing: the interrupt never comes, and its device waits",
+    settings=(
+        Setting("teardown-ms", 1000, "how long after its event was taken down one MSI is expected, ms"),
+    ),
 )
 def dropped_injection(case: Case) -> Iterator[Finding]:
     """An MSI came back with an error, and is gone.
@@ -136,10 +144,10 @@ def dropped_injection(case: Case) -> Iterator[Finding]:
     that the guest wrote wrong; interrupts during the guest's reset, kexec or the bring-up of a CPU.
 
     ## When it is wrong
-    A refusal while a driver unloads is expected: the device is still running. Of an event that was mapped
-    before it is a warning only. At boot and at reset, while the ITS is off and nothing mapped the event, or
-    EnableLPIs was not set yet, it is a note. In a capture that began later than its guest, what was mapped
-    before is not known; that is a warning, too.
+    A refusal while a driver unloads is expected: the device is still running. One MSI within `teardown-ms` after
+    its event was taken down is a note; more, or later ones, are a warning. At boot and at reset, while the ITS is
+    off and nothing mapped the event, or EnableLPIs was not set yet, it is a note. In a capture that began later
+    than its guest, what was mapped before is not known; that is a warning, too.
 
     ## What to do
     Compare device and event with `itstrace tables --at` that moment: was the event not mapped yet, or no
@@ -205,11 +213,15 @@ def _reasons(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
     unmapped = pl.col("result") == int(Fault.INT_UNMAPPED_INTERRUPT)
     busy = pl.col("result") == _EBUSY
     gone = pl.col("taken_down").is_not_null() & ~pl.col("mapped")
+    once = (unmapped & gone).sum().over([*KEY, "taken_down"]) == 1
+    soon = pl.col("time_ns") - pl.col("taken_ns") <= case.setting("teardown-ms") * 1e6
     reason = (
         pl.when(unmapped & pl.col("vcpu").is_not_null())
         .then(pl.lit("although mapped"))
         .when(unmapped & pl.col("mapped") & pl.col("no_collection"))
         .then(pl.lit("no collection"))
+        .when(unmapped & gone & once & soon)
+        .then(pl.lit("going down"))
         .when(unmapped & gone)
         .then(pl.lit("taken down"))
         .when(unmapped & pl.col("complete") & ~pl.col("mapped") & pl.col("later").is_not_null())
@@ -237,7 +249,7 @@ def _reasons(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
         .otherwise(pl.lit("other"))
     )
     blamed = (
-        pl.when(pl.col("reason") == "taken down")
+        pl.when(pl.col("reason").is_in(["going down", "taken down"]))
         .then("taken_by")
         .when(pl.col("reason") == "no collection")
         .then(pl.coalesce("unmapped_by", "mapped_by"))
@@ -248,8 +260,9 @@ def _reasons(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
 def _mapped(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
     """What the tables held of each MSI's event.
 
-    Shape: `rows` with mapped, mapped_by, no_collection, unmapped_by (the collection's MAPC), taken_down and taken_by
-        (its last end), later (when it was mapped next), vcpu (its target, where the tables held it throughout), complete.
+    Shape: `rows` with mapped, mapped_by, no_collection, unmapped_by (the collection's MAPC), taken_down, taken_ns
+        and taken_by (its last end), later (when it was mapped next), vcpu (its target, where the tables held it
+        throughout), complete.
     """
     history = case.history
     entries = history.mappings.with_columns(seq=pl.col("from_seq").fill_null(0)).sort("seq")
@@ -257,7 +270,7 @@ def _mapped(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
         rows, entries, KEY, _to="to_seq", icid="icid", mapped_by="set_by", _assumed="assumed", _from="seq"
     )
     ended = history.mappings.drop_nulls("to_seq").with_columns(seq="to_seq").sort("seq")
-    rows = before(rows, ended, KEY, taken_down="to_seq", taken_by="ended_by")
+    rows = before(rows, ended, KEY, taken_down="to_seq", taken_ns="to_ns", taken_by="ended_by")
     rows = after(rows, entries, KEY, later="seq")
     mapped = pl.col("_from").is_not_null() & (pl.col("_to").fill_null(NEVER) > pl.col("seq"))
     rows = rows.with_columns(mapped=mapped)

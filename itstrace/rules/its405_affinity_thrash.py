@@ -64,14 +64,18 @@ def affinity_thrash(case: Case) -> Iterator[Finding]:
     enabled = case.observations.queueings.filter("enabled").select("seq")
     lives = lives.join(enabled, left_on="queued_seq", right_on="seq", how="semi", maintain_order="left")
     mine = moves(case).join(lives.select(LPI).unique(), on=LPI, how="semi")
+    of_lpi = mine.sort("seq").partition_by(LPI, as_dict=True)
     for row in lives.iter_rows(named=True):
-        moved = mine.filter(
-            (pl.col("vm") == row["vm"])
-            & (pl.col("intid") == row["intid"])
-            & pl.col("seq").is_between(row["queued_seq"], row["retired_seq"] or NEVER)
-        )
+        all_moves = of_lpi.get((row["vm"], row["intid"]))
+        if all_moves is None:
+            continue
+        begin = all_moves["seq"].search_sorted(row["queued_seq"], side="left")
+        end = all_moves["seq"].search_sorted(row["retired_seq"] or NEVER, side="right")
+        if end - begin < least:
+            continue
+        moved = all_moves[begin:end]
         vcpus = moved["vcpu"].unique().sort().to_list()
-        if moved.height < least or 2 * len(vcpus) > moved.height or _disabled(case, row, moved):
+        if 2 * len(vcpus) > moved.height or _disabled(case, row, moved):
             continue
         span = int(moved["time_ns"][-1]) - row["queued_ns"]
         if span / moved.height > usual or case.lost(row["queued_ns"], moved["time_ns"][-1]):

@@ -129,12 +129,6 @@ def test_the_help_lists_every_command_in_its_group() -> None:
     assert {command.name for command in app.registered_commands} == set(COMMANDS)
 
 
-def test_what_is_not_there_yet_is_not_offered() -> None:
-    text = CliRunner().invoke(app, ["analyze", "--help"]).stdout
-
-    assert not re.search(r"--html\b", text)
-
-
 def test_version() -> None:
     assert itstrace("--version") == Result(0, f"itstrace {__version__}\n", "")
 

@@ -1,4 +1,4 @@
-"""The guides show what happens: every example of cli.md and bundles.md is run, and all that it shows is in its output."""
+"""The guides show what happens: every example of three of them is run, and all that it shows is in its output."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 BUNDLES = (ROOT / "docs" / "bundles.md").read_text(encoding="utf-8")
+EXPORT = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
 _EXAMPLE = re.compile(r"^```console\n\$ (.*)\n((?:.*\n)*?)```$", re.MULTILINE)
 EXAMPLES = _EXAMPLE.findall(GUIDE)
 
@@ -24,7 +25,7 @@ def test_every_command_has_an_example() -> None:
     assert len(EXAMPLES) == GUIDE.count("```console")
 
 
-@pytest.mark.parametrize(("command", "shown"), EXAMPLES + _EXAMPLE.findall(BUNDLES))
+@pytest.mark.parametrize(("command", "shown"), EXAMPLES + _EXAMPLE.findall(BUNDLES + EXPORT))
 def test_an_example_does_what_the_guide_shows(command: str, shown: str, tmp_path: Path) -> None:
     if " | jq " in command and shutil.which("jq") is None:
         pytest.skip("jq is not installed")

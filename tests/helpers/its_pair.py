@@ -8,6 +8,8 @@ what the model's effects told with what became of its state.
 from __future__ import annotations
 
 import struct
+from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +28,11 @@ from helpers.told_by_effects import told_by
 from itstrace.gic.commands import decode_bytes
 from itstrace.model import Gic, profile_for_kernel
 from itstrace.model import effects as fx
-from itstrace.readers.images import MemoryImage, Region
+from itstrace.readers.images import MemoryImage
 from itstrace.saved_tables import TableRegisters, tables_in_memory
 
 if TYPE_CHECKING:
-    from helpers.plain_its import Done
+    from helpers.plain_its import Done, Memory
     from itstrace.gic.commands import Command
     from itstrace.model import Its
 
@@ -182,7 +184,8 @@ class Pair:
             assert serialised(its) == (plain.dtes, plain.ctes, plain.itts)
             assert bool(its.enabled) == plain.enabled
             if its.cbaser is not None:
-                assert (its.creadr, its.cwriter) == (plain.creadr, plain.cwriter)
+                queue = plain.cbaser, plain.creadr, plain.cwriter
+                assert (its.cbaser, its.creadr, its.cwriter) == queue
             for number, value in its.baser.items():
                 assert value == plain.baser[number]
         for vcpu, enabled in enumerate(self.plain.lpis_enabled):
@@ -204,7 +207,16 @@ class Pair:
             assert not self.gic.lpis[intid].mapped_by
             assert self.gic.pending_on(intid) == []
 
-    # --- another host
+    # --- copies, and another host
+
+    def copied(self) -> Pair:
+        """Both once more; the model by its own `clone`."""
+        other = Pair(self.release, self.plain.vcpus, len(self.plain.itss))
+        other.plain = deepcopy(self.plain)
+        other.gic = self.gic.clone()
+        other.told = told_by(other.gic)
+        other.check()
+        return other
 
     def migrated(self) -> Pair:
         """Both on another host: KVM's tables restored from memory, the model's read from the same memory."""
@@ -228,20 +240,28 @@ class Pair:
         return other
 
 
+class AllOfMemory(MemoryImage):
+    """The guest's memory as an image of all of it."""
+
+    def __init__(self, plain: PlainVm) -> None:
+        super().__init__(Path("memory"), ())
+        object.__setattr__(self, "memory", plain.memory)
+
+    def read(self, gpa: int, size_bytes: int) -> bytes:
+        """Guest memory, page by page."""
+        memory: Memory = self.memory  # type: ignore[attr-defined]
+        page = memory.PAGE
+        end = gpa + size_bytes
+        cuts = [gpa, *range(gpa // page * page + page, end, page), end]
+        return b"".join(memory.read(start, stop - start) for start, stop in pairwise(cuts)).rstrip(b"\0")
+
+
 def sow(gic: Gic, key: int, plain: PlainVm) -> None:
     """Give a model what the guest's memory holds of an ITS's tables, and of its LPIs."""
-    pages = sorted(plain.memory.pages.items())
-    regions: list[Region] = []
-    for number, page in pages:
-        last = regions[-1] if regions else None
-        if last is not None and last.gpa + last.size_bytes == number << 16:
-            regions[-1] = Region("ram", last.gpa, last.size_bytes + len(page), last.data + bytes(page))
-        else:
-            regions.append(Region("ram", number << 16, len(page), bytes(page)))
     registers = TableRegisters(
         plain.itss[key].baser[0], plain.itss[key].baser[1], plain.propbaser, tuple(plain.pendbaser)
     )
-    saved = tables_in_memory(MemoryImage(Path("memory"), tuple(regions)), registers)
+    saved = tables_in_memory(AllOfMemory(plain), registers)
     assert not saved.problems
     found = saved.tables
     assert found.collections is not None
@@ -254,13 +274,13 @@ def sow(gic: Gic, key: int, plain: PlainVm) -> None:
         gic.restore_device(key, device, itt, bits)
     for device, event, intid, icid in found.events.select("device_id", "event_id", "intid", "icid").rows():
         gic.restore_event(key, device, event, intid, icid)
-    for intid, enabled, priority, pending in found.lpis.select(
-        "intid", "enabled", "priority", "pending"
-    ).rows():
+    for intid, enabled, priority in found.lpis.select("intid", "enabled", "priority").rows():
         gic.restore_lpi(intid, enabled=enabled, priority=priority)
         target = gic.lpis[intid].target_vcpu
-        if pending and target is not None:
-            gic.set_pending(target, intid)
+        if target is not None:  # whose pending table counts, whichever had the bit before (MOVALL)
+            gpa, bit = plain.pending_place(target, intid)
+            if plain.memory.read(gpa, 1)[0] >> bit & 1:
+                gic.set_pending(target, intid)
 
 
 def serialised(its: Its) -> tuple[bytearray, bytearray, dict[int, bytearray]]:

@@ -79,7 +79,7 @@ class Memory:
         at = gpa % self.PAGE
         return bytes(size) if page is None else bytes(page[at : at + size])
 
-    def write(self, gpa: int, data: bytes) -> None:
+    def write(self, gpa: int, data: bytes | bytearray) -> None:
         """Bytes, which do not cross a page."""
         page = self.pages.setdefault(gpa // self.PAGE, bytearray(self.PAGE))
         page[gpa % self.PAGE : gpa % self.PAGE + len(data)] = data
@@ -667,9 +667,10 @@ class PlainIts:
         reachable = [device for device in sorted(self.itts) if self.fits(0, device) is not None]
         if len(reachable) < len(self.itts) and not self.vm.kernel.changed_baser_frees:
             return EINVAL
-        for device, following in zip(reachable, [*reachable[1:], None], strict=True):
+        for device in reachable:
             self._save_itt(device)
-            step = 0 if following is None else min(following - device, (1 << 14) - 1)
+            following = min((one for one in reachable if one > device), default=device)
+            step = min(following - device, (1 << 14) - 1)
             place = self.fits(0, device)
             assert place is not None
             self.vm.memory.write_u64(place, self.dte(device) | step << 49)

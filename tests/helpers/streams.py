@@ -6,6 +6,7 @@ the operands among what is mapped, so that streams of sketches move, discard and
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
@@ -40,8 +41,8 @@ KINDS = [
         Opcode.MAPTI: 7,
         Opcode.MAPI: 1,
         Opcode.MAPC: 3,
-        Opcode.MAPD: 2,
-        Opcode.MOVI: 4,
+        Opcode.MAPD: 1,
+        Opcode.MOVI: 5,
         Opcode.MOVALL: 2,
         Opcode.INT: 4,
         Opcode.DISCARD: 3,
@@ -55,11 +56,24 @@ KINDS = [
 ]
 NO_COMMANDS = [int(opcode) for opcode in Opcode if opcode.is_gicv4] + [0, 2, 6, 7, 0x10, 0x77, 0xFF]
 #: A command to be: its kind, a number for each operand, and whether bits that no field has are set.
-SKETCH = st.tuples(
-    st.sampled_from(KINDS), NUMBER, NUMBER, NUMBER, NUMBER, st.sampled_from([False] * 7 + [True])
-)
-
 Sketch = tuple[Opcode | None, int, int, int, int, bool]
+
+
+def sketch_of(chance: Random) -> Sketch:
+    """A random sketch."""
+    first, second, third, fourth = chance.choices(range(256), k=4)
+    return chance.choice(KINDS), first, second, third, fourth, chance.random() < 1 / 8
+
+
+#: What a stream is made by: a number and a length. One number is cheaper to draw than many.
+SEEDS = st.tuples(st.integers(0, 2**32 - 1), st.sampled_from([*range(30, 61), *range(1, 30)]))
+
+
+def sketches_of(seed: tuple[int, int]) -> list[Sketch]:
+    """The sketches of a stream."""
+    number, length = seed
+    chance = Random(number)  # noqa: S311  # the same stream each time is what is wanted
+    return [sketch_of(chance) for _ in range(length)]
 
 
 def mapped_events(pair: Pair, key: int) -> list[tuple[int, int]]:
@@ -83,7 +97,7 @@ def drawn(pair: Pair, key: int, sketch: Sketch) -> Command:
         return Command((dw0, third, fourth << 56 | second, third << 16))
     its = pair.gic.its[key]
     mapped = mapped_events(pair, key)
-    if mapped and second < 128 and kind not in {Opcode.MAPTI, Opcode.MAPI}:
+    if mapped and second < 176 and kind not in {Opcode.MAPTI, Opcode.MAPI}:
         device, event = mapped[second % len(mapped)]
     else:
         device = pick(first, sorted(its.devices), DEVICES_FEW, DEVICES_ODD)
@@ -97,7 +111,7 @@ def drawn(pair: Pair, key: int, sketch: Sketch) -> Command:
         "icid": pick(fourth, sorted(its.collections), ICIDS_FEW, ICIDS_ODD),
         "rdbase": pick(first, (), RDBASES_FEW, RDBASES_ODD),
         "rdbase2": pick(second, (), RDBASES_FEW, RDBASES_ODD),
-        "valid": third % 4 != 0,
+        "valid": third % 5 != 0,
     }
     fields = build.FIELDS[kind]
     command = build.build(

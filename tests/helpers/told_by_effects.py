@@ -103,11 +103,9 @@ def told_by(gic: Gic) -> Told:
     for key, its in gic.its.items():
         for device in its.devices.values():
             told.devices[key, device.device_id] = device.event_bits, device.itt_gpa
-            reach = 1 << (device.event_bits or 32)
-            for ite in device.events.values():
-                if ite.event_id < reach or not gic.profile.tables_in_memory:
-                    icid = ite.icid if ite.collection_valid else None
-                    told.events[key, device.device_id, ite.event_id] = ite.intid, icid
+            for ite in device.reached():
+                icid = ite.icid if ite.collection_valid else None
+                told.events[key, device.device_id, ite.event_id] = ite.intid, icid
         for collection in its.collections.values():
             told.collections[key, collection.icid] = collection.target_vcpu
     if told.lpis_have_targets:

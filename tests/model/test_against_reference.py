@@ -13,6 +13,9 @@ In CI the streams are always the same. A longer search, with new ones each time:
 from __future__ import annotations
 
 import os
+from functools import reduce
+from operator import or_
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,7 +39,18 @@ from helpers.its_pair import (
     Pair,
 )
 from helpers.plain_its import KERNELS, VALID
-from helpers.streams import LPIS_FEW, LPIS_ODD, NUMBER, SKETCH, VCPUS, drawn, mapped_events, pick
+from helpers.streams import (
+    LPIS_FEW,
+    LPIS_ODD,
+    NUMBER,
+    SEEDS,
+    VCPUS,
+    drawn,
+    mapped_events,
+    pick,
+    sketch_of,
+    sketches_of,
+)
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -44,14 +58,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from itstrace.gic import commands as build
 
 if TYPE_CHECKING:
-    from helpers.streams import Sketch
-
     from itstrace.gic.commands import Command
 
 STREAMS = int(os.environ.get("ITSTRACE_STREAMS", "0"))
 #: One search for each kernel.
 SETTINGS = settings(
-    max_examples=STREAMS or 60,
+    max_examples=STREAMS or 50,
     stateful_step_count=60 if STREAMS else 30,
     derandomize=not STREAMS,
     report_multiple_bugs=False,
@@ -81,23 +93,26 @@ CWRITER_WRITES = st.builds(
     st.sampled_from([4, 8]),
 )
 CBASER_WRITES = st.builds(
-    lambda valid, pages, half: whole_or_half(CBASER, valid << 63 | QUEUE | pages, half),
+    lambda valid, low, half: whole_or_half(CBASER, valid << 63 | QUEUE | low, half),
     st.booleans(),
-    st.integers(0, 2),
+    st.sampled_from([0, 1, 2, 0x5001, 2 << 10]),  # pages, and what KVM makes of an address within 64 KiB
     HALF,
 )
-#: With attributes that KVM takes for others, and fields that cannot be written.
-ATTRIBUTES = st.sampled_from([0, 7 << 59, 2 << 10, 1 << 10 | 1 << 59, 5 << 53, 0x1F << 48, 7 << 56, 1 << 62])
+#: Memory attributes that KVM takes for others, fields that cannot be written, and Indirect.
+ATTRIBUTES = st.sets(
+    st.sampled_from([7 << 59, 1 << 59, 1 << 10, 2 << 10, 5 << 53, 0x1F << 48, 7 << 56, 1 << 62]), max_size=3
+).map(lambda some: reduce(or_, some, 0))
 BASER_WRITES = st.builds(
     lambda number, valid, attributes, pages, half: whole_or_half(
         BASER + 8 * number, valid << 63 | attributes | (COLLECTIONS if number else DEVICES) | pages, half
     ),
-    st.integers(0, 3),
+    st.sampled_from([0, 0, 1, 1, 2, 3]),
     st.booleans(),
     ATTRIBUTES,
     st.integers(0, 1),
     HALF,
 )
+ITS_WRITES = st.one_of(CTLR_WRITES, CWRITER_WRITES, CBASER_WRITES, BASER_WRITES, BASER_WRITES, st.none())
 
 
 class Guest(RuleBasedStateMachine):
@@ -114,55 +129,61 @@ class Guest(RuleBasedStateMachine):
             first = (build.mapc(0, 0), build.mapc(1, 1), build.mapd(key, ITTS + key * 0x1_0000, 3))
             self.pair.post(*first, build.mapti(key, 0, 8192 + key, key), key=key)
 
-    # --- commands
+    # --- a guest at work
 
-    @rule(key=KEYS, sketches=st.lists(SKETCH, min_size=1, max_size=16))
-    def commands(self, key: int, sketches: list[Sketch]) -> None:
-        """Commands, one by one, to an ITS that is on."""
-        if not self.pair.plain.itss[key].enabled:
-            self.start_over(key)
-        for sketch in sketches:
-            self.post(key, [drawn(self.pair, key, sketch)])
+    @rule(seed=SEEDS)
+    def much_work(self, seed: tuple[int, int]) -> None:
+        """Rules are chosen evenly, and there is more work than all else."""
+        self.work(seed)
 
-    @rule(key=KEYS, sketches=st.lists(SKETCH, min_size=1, max_size=4))
-    def commands_at_once(self, key: int, sketches: list[Sketch]) -> None:
+    @rule(seed=SEEDS)
+    def more_work(self, seed: tuple[int, int]) -> None:
+        """And more."""
+        self.work(seed)
+
+    @rule(seed=SEEDS)
+    def work(self, seed: tuple[int, int]) -> None:
+        """Commands, MSIs, vCPUs that run, and bytes that the guest writes unseen: by one number, for there are many."""
+        number, length = seed
+        chance = Random(number)  # noqa: S311  # the same stream each time is what is wanted
+        for _ in range(length):
+            key = int(chance.random() < 1 / 4)  # one of the ITSs is the busier one
+            match chance.choices(["command", "MSI", "run", "byte", "bits"], [20, 3, 2, 2, 1])[0]:
+                case "command":
+                    if not self.pair.plain.itss[key].enabled:
+                        self.start_over(key)
+                    self.post(key, drawn(self.pair, key, sketch_of(chance)))
+                case "MSI":
+                    device, event = chance.choice([*mapped_events(self.pair, key) * 4, (0, 3), (2, 0)])
+                    note(f"ITS {key}: MSI {device}:{event}")
+                    self.pair.msi(key, device, event)
+                case "run":
+                    self.pair.run(chance.randrange(VCPUS))
+                case "byte":
+                    byte = bytes([chance.choice([0xA2, 0xA3, 0xFF, 0])])
+                    self.pair.plain.memory.write(PROPERTIES + chance.randrange(4), byte)
+                case "bits":
+                    gpa = PENDING + chance.randrange(VCPUS) * 0x1_0000 + 8192 // 8
+                    self.pair.plain.memory.write(gpa, bytes([chance.randrange(16)]))
+
+    @rule(key=KEYS, seed=SEEDS)
+    def commands_at_once(self, key: int, seed: tuple[int, int]) -> None:
         """Commands that are taken by one write of GITS_CWRITER, or wait for an ITS that is off."""
-        self.post(key, [drawn(self.pair, key, sketch) for sketch in sketches])
+        self.post(key, *[drawn(self.pair, key, sketch) for sketch in sketches_of(seed)[:8]])
 
-    def post(self, key: int, commands: list[Command]) -> None:
+    def post(self, key: int, *commands: Command) -> None:
         """Post commands, and say which."""
         for command in commands:
             note(f"ITS {key}: {command}")
         self.pair.post(*commands, key=key)
 
-    # --- devices and vCPUs
+    # --- registers, and level-1 entries of a device table
 
-    @rule(key=KEYS, numbers=st.lists(NUMBER, min_size=1, max_size=4), vcpu=VCPU)
-    def msis(self, key: int, numbers: list[int], vcpu: int) -> None:
-        """Devices signal, and a vCPU takes what is pending on it."""
-        for number in numbers:
-            mapped = mapped_events(self.pair, key)
-            device, event = (
-                mapped[number % len(mapped)] if mapped and number < 224 else (number % 3, number % 5)
-            )
-            self.pair.msi(key, device, event)
-        self.pair.run(vcpu)
-
-    # --- what the guest writes to memory, unseen
-
-    @rule(byte=st.sampled_from([0xA2, 0xA3, 0xFF, 0]), vcpu=VCPU, bits=st.integers(0, 15), at=NUMBER)
-    def memory(self, byte: int, vcpu: int, bits: int, at: int) -> None:
-        """A property byte, pending bits of the first LPIs, or a level-1 entry (if that is what it is)."""
-        memory = self.pair.plain.memory
-        memory.write(PROPERTIES + at % 4, bytes([byte]))
-        if at & 4:
-            memory.write(PENDING + vcpu * 0x1_0000 + 1024, bytes([bits]))
-        if at & 0x18 == 0x18:
-            here = bits % ITSS * 0x4_0000
-            entry = (bits >> 1 & 1) << 63 | LEVEL2 + here + (at >> 5 & 1) * 0x1_0000
-            memory.write_u64(DEVICES + here + 8 * (at >> 5 & 1), entry)
-
-    # --- registers
+    @rule(key=KEYS, page=st.integers(0, 1), valid=st.booleans())
+    def level1(self, key: int, page: int, valid: bool) -> None:
+        """The guest writes a level-1 entry, or what is one where the table is indirect."""
+        entry = valid << 63 | LEVEL2 + key * 0x4_0000 + page * 0x1_0000
+        self.pair.plain.memory.write_u64(DEVICES + key * 0x4_0000 + 8 * page, entry)
 
     @rule(vcpu=VCPU, on=st.booleans(), ptz=st.booleans(), id_bits=st.sampled_from([14, 16, 16, 32]))
     def enable_lpis(self, vcpu: int, on: bool, ptz: bool, id_bits: int) -> None:
@@ -178,19 +199,22 @@ class Guest(RuleBasedStateMachine):
             vcpu, INVLPIR if number % 4 else INVALLR, pick(number, (), LPIS_FEW, LPIS_ODD)
         )
 
-    @rule(key=KEYS, upset=st.one_of(CTLR_WRITES, CWRITER_WRITES, CBASER_WRITES, BASER_WRITES, st.none()))
-    def its_register(self, key: int, upset: tuple[int, int, int] | None) -> None:
-        """A register of the ITS as no driver writes it, or (None) a reset by the VMM."""
-        if upset is None:
-            self.pair.reset(key)
-            return
-        offset, value, size = upset
+    @rule(key=KEYS, off=st.booleans(), writes=st.lists(ITS_WRITES, min_size=1, max_size=8))
+    def its_registers(self, key: int, off: bool, writes: list[tuple[int, int, int] | None]) -> None:
+        """Registers of the ITS as no driver writes them, and (None) resets by the VMM."""
         its = self.pair.plain.itss[key]
-        if offset == CWRITER and value < its.queue_bytes():  # within a few commands
-            value = (its.creadr + value % 0xA0 // 32 * 32) % its.queue_bytes()
-        elif offset >= CBASER and (size == 8 or not offset & 4):
-            value += key * 0x4_0000
-        self.pair.write_its(key, offset, value, size)
+        if off:
+            self.pair.write_its(key, CTLR, 0, 4)
+        for write in writes:
+            if write is None:
+                self.pair.reset(key)
+                continue
+            offset, value, size = write
+            if offset == CWRITER and value < its.queue_bytes():  # within a few commands
+                value = (its.creadr + value % 0xA0 // 32 * 32) % its.queue_bytes()
+            elif offset >= CBASER and (size == 8 or not offset & 4):
+                value += key * 0x4_0000
+            self.pair.write_its(key, offset, value, size)
 
     def start_over(self, key: int) -> None:
         """The driver starts over: ITS off, the registers as at first, ITS on."""

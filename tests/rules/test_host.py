@@ -333,6 +333,43 @@ def test_what_a_command_did_besides_is_found(corpus: Path, kernel: str) -> None:
         assert _blaming(_again(analysis, shifted), row["seq"] - 1) == [("ITS207", mechanism)]
 
 
+def test_what_a_task_does_without_a_command_is_found() -> None:
+    """An LPI retargeted while its vCPU's task was about to enter the guest."""
+    analysis = analysis_of(SAMPLES / SAMPLE["6.12"])
+    obs = analysis.observations
+    done = obs.retargets.row(3, named=True)
+    entered = obs.runs.next_entry_of_task(obs.retargets.filter(pl.col("seq") == done["seq"]))["entry_seq"][0]
+    later = obs.retargets.with_columns(
+        seq=pl.when(pl.col("seq") == done["seq"]).then(entered).otherwise("seq").cast(pl.UInt64)
+    ).sort("seq")
+    found = _again(analysis, replace(obs, retargets=later))
+
+    assert [one.mechanism for one in found if not one.blames] == ["no command retargeted an LPI"]
+    assert [one.intid for one in found if not one.blames] == [done["intid"]]
+
+
+@pytest.mark.parametrize(
+    ("opcode", "frame"), [("MAPTI", "allocations"), ("MOVI", "retargets"), ("MAPD", "allocations")]
+)
+def test_a_command_that_was_carried_out_twice_is_found(opcode: str, frame: str) -> None:
+    analysis = analysis_of(SAMPLES / SAMPLE["6.12"])
+    obs = analysis.observations
+    row = _commands(analysis, opcode)[0]
+    rows = getattr(obs, frame)
+    doubled = {frame: pl.concat([rows, rows.filter(_within(row)).head(1)]).sort("seq")}
+    found = _again(analysis, replace(obs, **doubled))
+
+    assert _blaming(found, row["seq"]) == [("ITS207", f"{opcode} was carried out twice")]
+
+
+def test_a_probe_that_is_recorded_twice_says_nothing() -> None:
+    analysis = analysis_of(SAMPLES / SAMPLE["6.12"])
+    obs = analysis.observations
+    doubled = pl.concat([obs.allocations, obs.allocations]).sort("seq")
+
+    assert not _again(analysis, replace(obs, allocations=doubled))
+
+
 def test_a_target_that_stays_after_update_affinity_is_found() -> None:
     """The LPI is seen with its old target though update_affinity was called for it."""
     faulty, clean = (analysis_of(SAMPLES / name) for name in ("6.1-stale-target.dat", "6.1-clean.dat"))
@@ -449,6 +486,36 @@ def test_in_a_capture_that_begins_late_it_is_likely_at_best() -> None:
 
     assert [(one.blames, one.confidence) for one in found] == [((row["seq"],), Confidence.LIKELY)]
     assert found[0].doubt
+
+
+def test_a_device_of_a_two_level_table_is_likely_only_where_the_first_level_was_not_recorded() -> None:
+    analysis = analysis_of(SAMPLES / SAMPLE["6.1"])
+    obs = analysis.observations
+    row = _commands(analysis, "MAPD", valid=True)[0]
+    base = (pl.col("offset") == 0x100).cast(pl.UInt64)
+    levels = obs.register_writes.with_columns(value=pl.col("value") | base * 2**62)
+    found = [
+        [one.confidence for one in _again(analysis, made) if row["seq"] in one.blames]
+        for made in (_ignored(obs, row), replace(_ignored(obs, row), register_writes=levels))
+    ]
+
+    assert found == [[Confidence.CERTAIN], [Confidence.LIKELY]]
+
+
+def test_a_device_that_the_first_level_has_no_entry_for_is_the_guest_s_mistake() -> None:
+    """KVM reads the entry, which is not valid, and maps nothing."""
+    analysis = analysis_of(SAMPLES / SAMPLE["6.12"])
+    obs = analysis.observations
+    row = _commands(analysis, "MAPD", valid=True)[0]
+    read = obs.guest_reads.filter(pl.col("size_bytes") == 32).head(1)
+    entry = read.with_columns(seq=row["seq"], pid=row["pid"], size_bytes=8, value=0).cast(read.schema)
+    gone = _ignored(obs, row)
+    # One record earlier, for there to be a place after it.
+    moved = gone.commands.with_columns(seq=pl.col("seq") - (pl.col("seq") == row["seq"]).cast(pl.UInt64))
+    refused = replace(gone, commands=moved, guest_reads=pl.concat([gone.guest_reads, entry]).sort("seq"))
+
+    assert _blaming(_again(analysis, gone), row["seq"])
+    assert not _blaming(_again(analysis, refused), row["seq"] - 1)
 
 
 # --- ITS202
@@ -695,6 +762,29 @@ def test_a_byte_that_is_not_what_the_lpi_has_is_found(
     found = _again(analysis, _changed(analysis.observations, "config_calls", row, **changed))
 
     assert _blaming(found, row["seq"]) == [("ITS205", mechanism)]
+
+
+def test_a_write_to_invlpir_that_reads_nothing_is_found() -> None:
+    """Linux guests send no INV: they write the register."""
+    analysis = analysis_of(SAMPLES / "7.3-migrate.dat")
+    obs = analysis.observations
+    asked = obs.vm_events.filter(pl.col("what") == "invlpir").row(3, named=True)
+    mine = (
+        (pl.col("pid") == asked["pid"]) & (pl.col("intid") == asked["intid"]) & (pl.col("seq") > asked["seq"])
+    )
+    call = obs.config_calls.filter(mine)["seq"][0]
+    uncalled = obs.config_calls.filter(pl.col("seq") != call)
+    empty = obs.config_calls.with_columns(
+        pl.when(pl.col("seq") != call).then(name).alias(name) for name in ("read_seq", "read_gpa", "value")
+    )
+    for calls in (uncalled, empty):
+        made = _again(analysis, replace(obs, config_calls=calls))
+        found = [one for one in made if one.mechanism == "the property byte was not read"]
+
+        assert [(one.code, one.intid, one.blames) for one in found] == [
+            ("ITS205", asked["intid"], (asked["seq"],))
+        ]
+        assert "GICR_INVLPIR" in found[0].message
 
 
 @pytest.mark.corpus

@@ -311,14 +311,25 @@ def test_a_refusal_without_a_reason_is_kvms(
     assert "vgic_its_resolve_lpi" in finding.suspect
 
 
-def test_an_event_that_was_taken_down_is_a_warning_and_blames_who_did_it() -> None:
+def test_an_event_that_was_taken_down_is_expected_to_fire_once_and_blames_who_did_it() -> None:
+    """Once, soon after, is a driver that unloads; again is a warning."""
     analysis = sample("6.12-clean.dat")
-    (finding,) = found(analysis.observations, analysis, "ITS302")
-    texts = analysis.history.verdicts.filter(pl.col("seq").is_in(list(finding.blames)))["opcode"]
+    obs = analysis.observations
+    (once,) = found(obs, analysis, "ITS302")
+    texts = analysis.history.verdicts.filter(pl.col("seq").is_in(list(once.blames)))["opcode"]
+    late = obs.injections.filter((pl.col("result") > 0) & pl.col("from_command").is_null())
+    again = late.with_columns(pl.col("seq", "end_seq") + 1)
+    (twice,) = found(
+        replace(obs, injections=pl.concat([obs.injections, again]).sort("seq")), analysis, "ITS302"
+    )
 
-    assert finding.severity == Severity.WARNING
+    assert (once.severity, once.mechanism) == (
+        Severity.NOTE,
+        "fired once while its event was being taken down",
+    )
     assert set(texts) <= {"DISCARD", "MAPD"}
     assert texts.len()
+    assert (twice.severity, twice.count) == (Severity.WARNING, 2 * once.count)
 
 
 def test_what_was_mapped_before_the_capture_is_not_known() -> None:
