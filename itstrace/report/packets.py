@@ -11,6 +11,7 @@ Source: perfetto, protos/perfetto/trace/trace.proto, Trace.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     import numpy.typing as npt
+
+    from itstrace.report.protobuf import Numbers
 
 # Fields. Source: perfetto, protos/perfetto/trace/trace_packet.proto, TracePacket.
 _PACKET: Final = 1  # of Trace
@@ -54,7 +57,7 @@ _OURS: Final = 1
 _CHUNK: Final = 1 << 14
 
 #: Columns that say where an event stands; all others of a frame are its arguments.
-PLACE: Final = ("_track", "_name", "_begin", "_end", "_flow")
+PLACE: Final = ("_track", "_name", "_begin", "_end", "_flow", "_value")
 
 Value = str | int | bool | list[str] | None
 
@@ -90,6 +93,21 @@ class _Texts:
         entries = [block(self._field, number(1, place) + block(2, text)) for place, text in self._fresh]
         self._fresh.clear()
         return b"".join(entries)
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of numbers (of texts: theirs), and where it has one; None: everywhere. `label`: the argument's name."""
+
+    values: Numbers
+    where: npt.NDArray[np.bool_] | None
+    field: int
+    label: int
+
+    def part(self, start: int, stop: int) -> _Column:
+        """Some rows of it."""
+        where = None if self.where is None else self.where[start:stop]
+        return _Column(self.values[start:stop], where, self.field, self.label)
 
 
 class TraceWriter:
@@ -146,69 +164,76 @@ class TraceWriter:
 
         On each track in order of time, and none within another.
         """
-        for rows in self._chunks(frame):
-            whole = self._rows(rows, _BEGIN)
-            ends = Rows(rows.height)
-            event = Rows(rows.height)
+        for part in self._parts(frame):
+            whole = self._rows(part, _BEGIN)
+            event = Rows(whole.height)
             event.number(_TYPE, _END)
-            event.number(_TRACK, rows["_track"].to_numpy())
-            ends.message(_PACKET, _timed(rows["_end"], event, 0))
-            whole.then(ends)
-            self._write(whole)
+            event.number(_TRACK, part["_track"].values)
+            end = Rows(whole.height)
+            end.message(_PACKET, _timed(part["_end"].values, event, 0))
+            whole.then(end)
+            self._out.write(whole.encode())
 
     def instants(self, frame: pl.DataFrame) -> None:
         """An instant for each row; as for slices."""
-        for rows in self._chunks(frame):
-            self._write(self._rows(rows, _INSTANT))
+        for part in self._parts(frame):
+            self._out.write(self._rows(part, _INSTANT).encode())
 
     def values(self, frame: pl.DataFrame) -> None:
-        """A value of a counter for each row (`_track`, `_begin`, `value`)."""
-        for rows in self._chunks(frame):
-            event = Rows(rows.height)
+        """A value of a counter for each row (`_track`, `_begin`, `_value`)."""
+        for part in self._parts(frame):
+            times = part["_begin"].values
+            event = Rows(len(times))
             event.number(_TYPE, _COUNT)
-            event.number(_TRACK, rows["_track"].to_numpy())
-            event.number(_VALUE, rows["value"].to_numpy())
-            whole = Rows(rows.height)
-            whole.message(_PACKET, _timed(rows["_begin"], event, 0))
-            self._write(whole)
+            event.number(_TRACK, part["_track"].values)
+            event.number(_VALUE, part["_value"].values)
+            whole = Rows(len(times))
+            whole.message(_PACKET, _timed(times, event, 0))
+            self._out.write(whole.encode())
 
-    def _chunks(self, frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    def _parts(self, frame: pl.DataFrame) -> Iterator[dict[str, _Column]]:
+        """The frame's columns in parts; its texts are told before."""
         self.events += frame.height
-        yield from frame.iter_slices(_CHUNK)
+        columns = {
+            column.name: self._column(column)
+            for column in frame.iter_columns()
+            if column.null_count() < max(frame.height, 1)
+        }
+        self._tell()
+        for start in range(0, frame.height, _CHUNK):
+            yield {name: column.part(start, start + _CHUNK) for name, column in columns.items()}
 
-    def _rows(self, rows: pl.DataFrame, kind: int) -> Rows:
-        event = Rows(rows.height)
-        event.number(_TYPE, kind)
-        event.number(_TRACK, rows["_track"].to_numpy())
-        event.number(_NAME, self._names.all(rows["_name"]))
-        if "_flow" in rows.columns:
-            flow = rows["_flow"]
-            event.fixed64(_FLOW, flow.fill_null(0).to_numpy(), flow.is_not_null().to_numpy())
-        for column in rows.iter_columns():
-            if column.name not in PLACE and column.null_count() < rows.height:
-                event.message(_ARGUMENT, self._argument(column), column.is_not_null().to_numpy())
-        whole = Rows(rows.height)
-        whole.message(_PACKET, _timed(rows["_begin"], event, _NEEDS_STATE))
-        return whole
-
-    def _argument(self, column: pl.Series) -> Rows:
-        """A column's values as arguments of its name; of a name that ends in `#`, in hex."""
-        content = Rows(len(column))
-        content.number(_KEY, self._keys.one(column.name.removesuffix("#")))
+    def _column(self, column: pl.Series) -> _Column:
+        """A column as numbers. As an argument it has its own name; of a name that ends in `#`, it is shown in hex."""
+        where = column.is_not_null().to_numpy() if column.null_count() else None
+        label = 0 if column.name in PLACE else self._keys.one(column.name.removesuffix("#"))
         if column.dtype == pl.String:
-            content.number(_TEXT, self._texts.all(column))
-        elif column.dtype == pl.Boolean:
-            content.number(_BOOL, column.fill_null(value=False).cast(pl.UInt8).to_numpy())
-        else:
-            field = (
-                _POINTER
-                if column.name.endswith("#")
-                else _UINT
-                if column.dtype.is_unsigned_integer()
-                else _INT
-            )
-            content.number(field, column.fill_null(0).to_numpy())
-        return content
+            texts = self._names if column.name == "_name" else self._texts
+            return _Column(texts.all(column), where, _TEXT, label)
+        if column.dtype == pl.Boolean:
+            return _Column(column.fill_null(value=False).cast(pl.UInt8).to_numpy(), where, _BOOL, label)
+        field = (
+            _POINTER if column.name.endswith("#") else _UINT if column.dtype.is_unsigned_integer() else _INT
+        )
+        return _Column(column.fill_null(0).to_numpy(), where, field, label)
+
+    def _rows(self, part: Mapping[str, _Column], kind: int) -> Rows:
+        height = len(part["_begin"].values)
+        event = Rows(height)
+        event.number(_TYPE, kind)
+        event.number(_TRACK, part["_track"].values)
+        event.number(_NAME, part["_name"].values)
+        if "_flow" in part:
+            event.fixed64(_FLOW, part["_flow"].values, part["_flow"].where)
+        for name, column in part.items():
+            if name not in PLACE:
+                argument = Rows(height)
+                argument.number(_KEY, column.label)
+                argument.number(column.field, column.values)
+                event.message(_ARGUMENT, argument, column.where)
+        whole = Rows(height)
+        whole.message(_PACKET, _timed(part["_begin"].values, event, _NEEDS_STATE))
+        return whole
 
     def _event(
         self, track: int, kind: int, time_ns: int, name: str | None, args: Mapping[str, Value]
@@ -232,10 +257,6 @@ class TraceWriter:
             _BOOL if isinstance(value, bool) else _POINTER if isinstance(value, Hex) else _INT, value
         )
 
-    def _write(self, rows: Rows) -> None:
-        self._tell()
-        self._out.write(rows.encode())
-
     def _tell(self) -> None:
         """Tell the texts that are new."""
         fresh = self._names.told() + self._keys.told() + self._texts.told()
@@ -249,9 +270,9 @@ class TraceWriter:
         self._out.write(block(_PACKET, content))
 
 
-def _timed(times: pl.Series, event: Rows, flags: int) -> Rows:
+def _timed(times: Numbers, event: Rows, flags: int) -> Rows:
     packet = Rows(event.height)
-    packet.number(_TIMESTAMP, times.to_numpy())
+    packet.number(_TIMESTAMP, times)
     packet.number(_SEQUENCE, _OURS)
     if flags:
         packet.number(_FLAGS, flags)

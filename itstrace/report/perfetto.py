@@ -281,7 +281,7 @@ class _Trace:
             "vm",
             "its",
             _begin=self.start_ns + pl.col("part") * part,
-            value=(pl.col("count").cast(pl.Float64) * _NS / part).round().cast(pl.Int64),
+            _value=(pl.col("count").cast(pl.Float64) * _NS / part).round().cast(pl.Int64),
         )
 
         def track(vm: int, its: int) -> int:
