@@ -529,9 +529,10 @@ class Gic:
     def free_devices(self, its: Its) -> list[Effect]:
         """Every device gone. Kernel: vgic-its.c:vgic_its_free_device_list (v6.12)."""
         effects: list[Effect] = []
+        if not its.complete:
+            its.gone_devices |= its.devices.keys()
         for _, device in sorted(its.devices.items()):
             effects += self.unmap_device(its, device)
-        its.gone_devices.clear()
         if not effects and its.complete:
             return []
         return effects + self.invalidate_cache(its, certain=bool(effects))

@@ -177,18 +177,19 @@ def profile_for_kernel(release: str) -> Profile:
 
     The cache became one per ITS in v6.10, so 6.10 is where kvm-6.12 begins. Two events may share an LPI until after
     v7.1-rc6; v7.3 is the first release known to refuse it. Stable releases have some of what v7.3 does: 6.12.112
-    "vgic-its: Free the caches when GITS_BASER changes", 6.12.114 "vgic: Handle race between interrupt affinity change
-    and LPI disabling". A release that says 0 there, as a distribution's own 6.12.0-55, tells nothing of it.
-    Source: kernel.org, ChangeLog-6.12.112 and -6.12.114
+    "vgic-its: Free the caches when GITS_BASER changes"; 6.1.191 and 6.12.114 "vgic: Handle race between interrupt
+    affinity change and LPI disabling". A release that says 0 there, such as Debian's 6.1.0-56, does not tell which
+    stable release it is made of.
+    Source: kernel.org, ChangeLog-6.1.191, ChangeLog-6.12.112 and -6.12.114
     """
     found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
     if found is None:
         return KVM_7_3
     version, stable = (int(found[1]), int(found[2])), int(found[3] or 0)
+    if version == (6, 1):
+        return replace(KVM_6_1, flush_keeps_latch=0 < stable < 191)
+    if version == (6, 12):
+        return replace(KVM_6_12, changed_baser_frees=stable >= 112, flush_keeps_latch=stable < 114)
     if version < (6, 10):
         return KVM_6_1
-    if version >= (7, 3):
-        return KVM_7_3
-    if version != (6, 12):
-        return KVM_6_12
-    return replace(KVM_6_12, changed_baser_frees=stable >= 112, flush_keeps_latch=stable < 114)
+    return KVM_6_12 if version < (7, 3) else KVM_7_3

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,7 @@ def compare(folder: Path) -> Comparison:
     reads = "its_cmd_off" if "its_cmd_off" in result.recorded else "its_cmd"
     owner: str | None = None  # the task that processes commands
     msis: dict[str, list[fx.Effect]] = {}
-    for _, pid, _, _, event, text in lines:
+    for at, (_, pid, _, _, event, text) in enumerate(lines):
         values = {name: int(value, 0) for name, value in FIELD.findall(text)}
         if event == "its_process":
             owner = pid
@@ -143,7 +144,13 @@ def compare(folder: Path) -> Comparison:
             owner = None
         elif event in REGISTERS:
             size_bytes = values["len"]
-            gic.write_its(0, values["addr"] & 0xFFFF, values["val"], size_bytes)
+            effects = gic.write_its(0, values["addr"] & 0xFFFF, values["val"], size_bytes)
+            if event == "its_wr_baser":
+                drops = any(isinstance(effect, fx.CacheInvalidated) and effect.certain for effect in effects)
+                # What KVM does until the vCPU, whose access trapped, goes on.
+                does = (name for _, other, _, _, name, _ in lines[at + 1 :] if other == pid)
+                said = "its_inval_cache" in takewhile(lambda name: name != "kvm_entry", does)
+                result.expect("GITS_BASER drops the cache", drops, said)
         elif event in {"wr_propbase", "wr_pendbase"}:
             gic.write_redistributor(values["vcpu"], values["addr"] & 0xFF, values["val"], values["len"])
         elif event == "wr_rctlr":

@@ -72,6 +72,18 @@ def test_what_was_seen_to_go_is_gone() -> None:
     assert fx.EventMoved(0, 8, 4, None, None, 1) in gic.step(0, build.movi(8, 4, 1))
 
 
+def test_what_a_register_write_freed_is_gone() -> None:
+    gic = running()
+    gic.step(0, build.mapd(8, ITT, 5))
+    gic.step(0, build.mapd(9, 0, 1, valid=False))
+    gic.step(0, build.mapc(1, 0))
+    gic.write_its(0, 0, 0, 4)
+    for offset in (0x100, 0x108):
+        gic.write_its(0, offset, 0, 8)
+    for command in (build.int_(8, 0), build.int_(9, 0), build.invall(1)):
+        assert isinstance(gic.step(0, command)[-1], fx.CommandFaulted)
+
+
 def test_mapti_on_an_unknown_device_takes_the_event_for_new() -> None:
     effects = running().step(0, build.mapti(8, 3, 8200, 1))
     assert fx.Assumed(0, fx.Assumption.EVENT_NEW, 8, 3) in effects

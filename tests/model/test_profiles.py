@@ -30,6 +30,8 @@ def test_profile_for_kernel(release: str, name: str) -> None:
     ("release", "frees", "keeps"),
     [
         ("6.1.0-56-arm64", False, False),
+        ("6.1.180", False, True),
+        ("6.1.192", False, False),
         ("6.11.2", False, True),
         ("6.12.0-124.8.1.el10.aarch64", False, True),
         ("6.12.107+deb13-arm64", False, True),
