@@ -200,11 +200,11 @@ def allocations(raw: Raw, identity: Identity) -> pl.DataFrame:
             (pl.col(c) if c in frame.columns else pl.lit(None, dtype=pl.UInt32).alias(c))
             for c in ("device_id", "event_id", "icid")
         ]
-        made = {"event_bits": "bits", "itt_gpa": "itt"} if op == "alloc_device" else {}
-        columns += [
-            (pl.col(made[c]) if c in made else pl.lit(None, dtype=pl.UInt64)).cast(pl.UInt64).alias(c)
-            for c in ("event_bits", "itt_gpa")
-        ]
+        made = op == "alloc_device"
+        columns.append(
+            (pl.col("bits") if made else pl.lit(None)).cast(pl.UInt8, strict=False).alias("event_bits")
+        )
+        columns.append((pl.col("itt") if made else pl.lit(None)).cast(pl.UInt64).alias("itt_gpa"))
         parts.append(frame.select("seq", "time_ns", "cpu", "pid", *columns, op=pl.lit(op)))
     return _finish(identity.with_vm(pl.concat(parts)), schemas.ALLOCATIONS)
 

@@ -77,6 +77,8 @@ _REGISTERS: Final = {
 _CBASER_ADDRESS: Final = 0x000F_FFFF_FFFF_F000
 #: GICR_PENDBASER.Physical_Address [51:16]. Spec: IHI 0069H, GICR_PENDBASER.
 _PENDBASER_ADDRESS: Final = 0x000F_FFFF_FFFF_0000
+#: What is missing may lie anywhere before.
+_ALWAYS: Final = pl.lit(0, dtype=pl.Int64).alias("from_ns")
 #: A task that has told so often which vCPU it runs, runs that.
 _MANY: Final = 8
 #: An LPI that is latched and enabled goes into a list register before the next stay, if one is free.
@@ -334,7 +336,7 @@ def _read(raw: Raw, identity: Identity) -> Iterator[Found]:
         table = pl.col("_gpa") - pl.col("intid").cast(pl.UInt64) // 8
         rows = rows.filter((pl.col("_read") < until) & ~table.is_in(known.implode()))
         wrong = frame.filter(pl.col("seq").is_in(rows["_read"].implode()))
-        yield wrong, probe, "sync_pending", "another value", "gpa"
+        yield wrong.with_columns(_ALWAYS), probe, "sync_pending", "another value", "gpa"
 
 
 def _frames(raw: Raw, identity: Identity) -> Iterator[Found]:
@@ -520,9 +522,13 @@ def _set_up(raw: Raw) -> Iterator[Found]:
     }
     for number, frame in enumerate(set_up.values()):
         rows = before(rows, frame, "its", **{f"_set{number}": "seq"})
-    count = pl.sum_horizontal(pl.col(f"_set{number}").is_not_null() for number in range(len(set_up)))
+    marks = [pl.col(f"_set{number}") for number in range(len(set_up))]
+    # Redistributors that the VMM reset before show that the capture began before all of it.
+    resets = pl.concat([raw[name].select("seq", "addr") for name in ("write_rctlr", "write_pendbaser")])
+    since = resets.filter(pl.col("addr") <= _FRAME_MASK)["seq"].min()
+    rows = rows.filter(pl.min_horizontal(marks) > since) if since is not None else rows.clear()
     for number, (probe, name) in enumerate(set_up):
-        lacking = rows.filter((count > 0) & pl.col(f"_set{number}").is_null())
+        lacking = rows.filter(pl.col(f"_set{number}").is_null()).with_columns(_ALWAYS)
         yield lacking, "write_ctlr", probe, "no entry", name
 
 
