@@ -11,7 +11,7 @@ from itstrace.observe.catalogue import PROBES as PLACES
 from itstrace.observe.joins import after, before
 from itstrace.rules._effects import PROBES, compared, seen
 from itstrace.rules._judged import Judged, judged
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules.case import NEVER, Case, first_some, once
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
 
@@ -197,15 +197,22 @@ def _confidence(case: Case, one: Judged) -> dict[str, Any]:
             "doubt": f"{events} never fired in this capture, and may not have been switched on.",
             "capture_next": events,
         }
-    itss = case.observations.itss
-    whole = itss.filter((pl.col("vm") == one.row["vm"]) & (pl.col("its") == one.row["its"]))["complete"]
-    if whole.all():
+    if all(_complete(case).get((one.row["vm"], one.row["its"]), ())):
         return {}
     return {
         "confidence": Confidence.LIKELY,
         "doubt": "The capture begins while tables are in use; what they held is known from how it was used.",
         "capture_next": "the VM from its start, or a dump of its tables to begin with (--seed)",
     }
+
+
+@once
+def _complete(case: Case) -> dict[tuple[int, int], list[bool]]:
+    """Whether ITSs are known from their first command on."""
+    found: dict[tuple[int, int], list[bool]] = {}
+    for vm, its, complete in case.observations.itss.select("vm", "its", "complete").iter_rows():
+        found.setdefault((vm, its), []).append(complete)
+    return found
 
 
 def _suspect(one: Judged) -> tuple[str, ...]:
