@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -20,7 +21,8 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,11 +31,18 @@ import make_capture
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from itstrace.findings import Finding
+    from itstrace.rules import Case, Rule
+    from itstrace.rules.registry import Check
+
 ROOT: Final = make_capture.ROOT
 
 #: What was promised: so many times less CPU time than trace-cmd report, and less anonymous memory than this.
 WANTED_RATIO, WANTED_BYTES = 8.0, 1_000_000_000
 SAMPLE_SECONDS: Final = 0.005
+#: How the stages name a rule, and how many rules the table has.
+RULE: Final = re.compile(r"[A-Z]{3}\d{3}$")
+SHOWN_RULES: Final = 12
 
 
 # -- measuring a process ---------------------------------------------------------------------------------
@@ -149,6 +158,7 @@ def stages(path: Path) -> None:
         history = replay(seen, kernel=info.kernel)
     with stage("lives"):
         lives = live(seen, history)
+    per_rule = _timed(RULES)
     with stage("rules"):
         findings, skipped = check(
             seen, history, lives, gaps=gaps, damage=damage, start_ns=start_ns, end_ns=end_ns
@@ -165,8 +175,31 @@ def stages(path: Path) -> None:
         for _ in capture.blocks({}):
             pass
     capture.close()
+    rows.extend((code, seconds, 0.0, 0.0) for code, seconds in per_rule.items())
     rows.append(("plotly loaded" if "plotly" in sys.modules else "", 0.0, 0.0, 0.0))
     print(json.dumps(rows))
+
+
+def _timed(rules: dict[str, Rule]) -> dict[str, float]:
+    """Make every rule note the CPU seconds that its check takes, and give them by code as they come in.
+
+    What several rules share is made by the first of them that asks.
+    """
+    taken: dict[str, float] = {}
+
+    def timed(code: str, check: Check) -> Check:
+        @wraps(check)
+        def measured(case: Case) -> Iterator[Finding]:
+            begun = time.process_time()
+            found = list(check(case))
+            taken[code] = time.process_time() - begun
+            return iter(found)
+
+        return measured
+
+    for code, rule in rules.items():
+        rules[code] = replace(rule, check=timed(code, rule.check))
+    return taken
 
 
 # -- tables ----------------------------------------------------------------------------------------------
@@ -221,7 +254,7 @@ def comparison(ours: list[Usage], theirs: list[Usage], events: int) -> str:
 def stage_table(runs: list[Usage]) -> str:
     """Say where our time goes."""
     parsed = [json.loads(run.output) for run in runs]
-    names = [name for name, *_ in parsed[0] if name and name != "plotly loaded"]
+    names = [name for name, *_ in parsed[0] if name and name != "plotly loaded" and not RULE.match(name)]
     cpu = [statistics.median(rows[i][1] for rows in parsed) for i in range(len(names))]
     wall = [
         statistics.median(rows[i][3] - rows[i][2] if rows[i][2] else 0.0 for rows in parsed)
@@ -241,6 +274,29 @@ def stage_table(runs: list[Usage]) -> str:
     body.append(["all", f"{total:.3f} s", "", "", ""])
     plotly = "plotly was imported!" if any(rows[-1][0] for rows in parsed) else "plotly is not imported."
     return table(["stage", "CPU", "share", "wall", "peak anonymous"], body) + f"\n\n{plotly}"
+
+
+def rule_table(runs: list[Usage]) -> str:
+    """Say which rules the time goes to, and how much all of them take of the whole."""
+    parsed = [json.loads(run.output) for run in runs]
+    shares = [[seconds for name, seconds, *_ in rows if RULE.match(name)] for rows in parsed]
+    whole = [
+        sum(seconds for name, seconds, *_ in rows if not name.startswith("(") and not RULE.match(name))
+        for rows in parsed
+    ]
+    by_rule: dict[str, list[float]] = {}
+    for rows in parsed:
+        for name, seconds, *_ in rows:
+            if RULE.match(name):
+                by_rule.setdefault(name, []).append(seconds)
+    median = {name: statistics.median(seconds) for name, seconds in by_rule.items()}
+    most = sorted(median, key=lambda name: -median[name])
+    body = [[name, f"{median[name] * 1e3:.1f} ms"] for name in most[:SHOWN_RULES]]
+    left = sum(median[name] for name in most[SHOWN_RULES:])
+    body.append([f"{len(most[SHOWN_RULES:])} others", f"{left * 1e3:.1f} ms"])
+    share = statistics.median(sum(one) / total for one, total in zip(shares, whole, strict=True))
+    body.append([f"all {len(most)} that could run", f"{sum(median.values()) * 1e3:.1f} ms ({share:.1%})"])
+    return table(["rule", "CPU"], body)
 
 
 def machine() -> str:
@@ -305,6 +361,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     print(comparison(ours, theirs, made.events), end="\n\n")
     print("Where the time of `itstrace analyze` goes, in a process that runs it stage by stage:\n")
     print(stage_table(staged), end="\n\n")
+    print("What each rule takes; what several share is counted with the first that asks for it:\n")
+    print(rule_table(staged), end="\n\n")
     print(machine())
 
 

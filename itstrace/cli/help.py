@@ -11,6 +11,7 @@ GROUPS: Final = (
     ("Answer", ("analyze",)),
     ("Look closer", ("lpi", "commands", "tables", "events")),
     ("Check", ("info", "verify", "diff", "rules")),
+    ("Pass on", ("export",)),
 )
 _NO_COLOR: Final = ("--no-color", "No colours (the variable NO_COLOR does the same).")
 

@@ -151,7 +151,7 @@ def from_raw(raw: Raw, identity: Identity) -> Observations:
         .select("seq", "time_ns", "vm", "vcpu", "used", "lr0", "lr1", "lr2", "lr3")
         .sort("seq"),
         fill_returns=interrupts.fill_returns(raw, identity),
-        disorder=disorder(raw, taken),
+        disorder=disorder(raw, ran, taken),
         fed_by=raw.events,
         found_by=raw.found_by,
         remarks=raw.remarks,

@@ -17,12 +17,13 @@ import polars as pl
 
 from itstrace import schemas
 from itstrace.observe.joins import after, before
+from itstrace.observe.runs import in_step
 from itstrace.observe.within import inside
 
 if TYPE_CHECKING:
     from itstrace.observe.collect import Raw
     from itstrace.observe.identity import Identity
-    from itstrace.observe.runs import Runs, Stamps
+    from itstrace.observe.runs import Runs
 
 _COMMAND_BYTES = 32
 _KEEP: Final = ("seq", "time_ns", "cpu", "pid")
@@ -174,7 +175,7 @@ def _alternating(runs: Runs) -> list[pl.DataFrame]:
     for (vm, vcpu), entries in runs.entries.items():
         exits = runs.exits[vm, vcpu]
         pid = runs.task_of(vm, vcpu)
-        if not len(entries.seq) or not len(exits.seq) or pid is None or _in_step(entries, exits):
+        if not len(entries.seq) or not len(exits.seq) or pid is None or in_step(entries, exits):
             continue
         for one, other, probe, partner, what in (
             (entries, exits, "enter", "exit", "no return"),
@@ -190,11 +191,3 @@ def _alternating(runs: Runs) -> list[pl.DataFrame]:
             rows = rows.with_columns(cpu=pl.lit(None, dtype=pl.UInt16), pid=pl.lit(pid, dtype=pl.Int32))
             parts.append(_rows(rows, probe, partner, what))
     return parts
-
-
-def _in_step(entries: Stamps, exits: Stamps) -> bool:
-    """Whether the two alternate; asked first, for there are millions of them."""
-    first, second = (entries.seq, exits.seq) if entries.seq[0] < exits.seq[0] else (exits.seq, entries.seq)
-    if not 0 <= len(first) - len(second) <= 1:
-        return False
-    return bool((first[: len(second)] < second).all() and (second[: len(first) - 1] < first[1:]).all())

@@ -140,7 +140,8 @@ class _Heap:
         if self._fresh:
             self._work()
         rows = [frame for frame in self._done if frame.height]
-        return pl.concat(rows) if rows else None
+        # In one piece, for numpy sees it without a copy then.
+        return pl.concat(rows, rechunk=True) if rows else None
 
     def _work(self) -> None:
         query = pl.concat(self._fresh).lazy().select(self._select).filter(self._keep)

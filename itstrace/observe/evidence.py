@@ -68,7 +68,8 @@ def _found(frame: pl.DataFrame, wanted: pl.Series) -> pl.DataFrame:
     seqs, asked = frame["seq"].to_numpy(), wanted.to_numpy()
     places = np.searchsorted(seqs, asked)
     places = places[places < len(seqs)]
-    return frame.select(pl.all().gather(places[seqs[places] == asked[: len(places)]]))
+    places = places[seqs[places] == asked[: len(places)]]
+    return frame.select(pl.all().gather(places)) if len(places) else frame.clear()
 
 
 def _line(raw: Raw, probe: str, event: str, row: dict[str, object]) -> tuple[int, int, int, str, str]:

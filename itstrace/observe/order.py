@@ -8,14 +8,13 @@ import numpy as np
 import polars as pl
 
 from itstrace import schemas
-from itstrace.observe.runs import NEVER
+from itstrace.observe.runs import NEVER, in_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy.typing as npt
-
     from itstrace.observe.collect import Raw
+    from itstrace.observe.runs import Runs
 
 #: What a vCPU's task does for the guest only while it is out of it: what it emulates, and list registers that it fills.
 #: Kernel: arm.c:kvm_arch_vcpu_ioctl_run (v6.12). Folds are not among them: they come before the tracepoint of the exit.
@@ -34,56 +33,46 @@ _OUTSIDE = (
 _Row = tuple[Any, ...]
 
 
-class _Stamped:
-    """Records of one probe and task. Arrays of one length, in order of `seq`."""
-
-    def __init__(self, frame: pl.DataFrame, mine: npt.NDArray[np.bool_] | slice) -> None:
-        self.seq = frame["seq"].to_numpy()[mine]
-        self.time_ns = frame["time_ns"].to_numpy()[mine]
-        self.cpu = frame["cpu"].to_numpy()[mine]
-
-    def __len__(self) -> int:
-        return len(self.seq)
-
-
-def disorder(raw: Raw, commands: pl.DataFrame) -> pl.DataFrame:
+def disorder(raw: Raw, ran: Runs, commands: pl.DataFrame) -> pl.DataFrame:
     """Every order in time that cannot be. Shape: rows of DISORDER."""
-    rows = [*_runs(raw), *_commands(commands)]
+    rows = [*_runs(raw, ran), *_commands(commands)]
     frame = pl.DataFrame(rows, schema=schemas.DISORDER, orient="row")
     return frame.filter(pl.col("by_ns") > 0).sort("seq")
 
 
-def _runs(raw: Raw) -> Iterator[_Row]:
+def _runs(raw: Raw, ran: Runs) -> Iterator[_Row]:
     """Runs of one task that overlap, and work for its guest within them.
 
     A task does not leave its CPU between kvm_entry and kvm_exit (preemption is off), and cannot enter twice. Lost records
     look otherwise: they leave two entries, or two exits, without their counterparts.
     """
-    pids = raw["enter"]["pid"].to_numpy()
-    exit_pids = raw["exit"]["pid"].to_numpy()
-    outside = [(name, raw[name]["pid"].to_numpy()) for name in _OUTSIDE if raw[name].height]
-    for pid in np.unique(pids).tolist():
-        entries, exits = _Stamped(raw["enter"], pids == pid), _Stamped(raw["exit"], exit_pids == pid)
-        if not len(exits):
+    outside = [raw[name] for name in _OUTSIDE if raw[name].height]
+    for pid in raw["enter"]["pid"].unique().sort().to_list():
+        entries, exits = ran.entries_of_task.get(pid), ran.exits_of_task.get(pid)
+        if not len(exits.seq):
             continue
-        yield from _overlaps(pid, entries, exits)
-        for name, whose in outside:
-            yield from _inside(pid, entries, exits, _Stamped(raw[name], whose == pid))
+        if not in_step(entries, exits):
+            yield from _overlaps(pid, ran)
+        for frame in outside:
+            yield from _inside(pid, ran, frame.filter(pl.col("pid") == pid))
 
 
-def _overlaps(pid: int, entries: _Stamped, exits: _Stamped) -> Iterator[_Row]:
+def _overlaps(pid: int, ran: Runs) -> Iterator[_Row]:
     """Two entries of a task on different CPUs, then the exits of both."""
+    entries, exits = ran.entries_of_task.get(pid), ran.exits_of_task.get(pid)
     following = np.searchsorted(exits.seq, entries.seq, side="right")
-    for second in (np.flatnonzero(following[1:] == following[:-1]) + 1).tolist():
+    twice = np.flatnonzero(following[1:] == following[:-1]) + 1
+    ones, others = (ran.entries_of_task.cpus(entries.seq[places]) for places in (twice - 1, twice))
+    moved = np.flatnonzero((ones != others) & (following[twice] + 2 <= len(exits.seq)))
+    for second, one, other in zip(
+        twice[moved].tolist(), ones[moved].tolist(), others[moved].tolist(), strict=True
+    ):
         first, at = second - 1, int(following[second])
-        one, other = int(entries.cpu[first]), int(entries.cpu[second])
-        if at + 2 > len(exits) or one == other:
-            continue
-        if second + 1 < len(entries) and entries.seq[second + 1] < exits.seq[at + 1]:
+        if second + 1 < len(entries.seq) and entries.seq[second + 1] < exits.seq[at + 1]:
             continue
         if first and following[first - 1] == at:
             continue
-        ends = [int(exits.cpu[at]), int(exits.cpu[at + 1])]
+        ends = ran.exits_of_task.cpus(exits.seq[at : at + 2]).tolist()
         if sorted(ends) != sorted((one, other)):
             continue
         # The first entry's run was over before the second entry, whatever the stamps say.
@@ -96,28 +85,33 @@ def _overlaps(pid: int, entries: _Stamped, exits: _Stamped) -> Iterator[_Row]:
         )
 
 
-def _inside(pid: int, entries: _Stamped, exits: _Stamped, work: _Stamped) -> Iterator[_Row]:
+def _inside(pid: int, ran: Runs, work: pl.DataFrame) -> Iterator[_Row]:
     """Work for the guest between a task's entry and its exit, with nothing of either missing."""
-    if not len(work):
+    if work.is_empty():
         return
-    entered = np.searchsorted(entries.seq, work.seq, side="right") - 1
-    following = np.searchsorted(exits.seq, work.seq, side="right")
-    place = np.flatnonzero((entered >= 0) & (following > 0) & (following < len(exits)))
+    entries, exits = ran.entries_of_task.get(pid), ran.exits_of_task.get(pid)
+    seqs = work["seq"].to_numpy()
+    entered = np.searchsorted(entries.seq, seqs, side="right") - 1
+    following = np.searchsorted(exits.seq, seqs, side="right")
+    place = np.flatnonzero((entered >= 0) & (following > 0) & (following < len(exits.seq)))
     entry, end = entered[place], following[place]
     # Entry, work, exit, with no other entry or exit between.
-    next_entry = np.append(entries.seq, np.uint64(NEVER))[entry + 1]
-    inside = (exits.seq[end - 1] < entries.seq[entry]) & (next_entry > exits.seq[end])
-    inside &= entries.cpu[entry] == exits.cpu[end]
-    for at, begun, over in zip(
-        place[inside].tolist(), entry[inside].tolist(), end[inside].tolist(), strict=True
-    ):
-        early = work.time_ns[at] - entries.time_ns[begun]
-        late = exits.time_ns[over] - work.time_ns[at]
+    next_entry = np.where(
+        entry + 1 < len(entries.seq), entries.seq[np.minimum(entry + 1, len(entries.seq) - 1)], NEVER
+    )
+    inside = np.flatnonzero((exits.seq[end - 1] < entries.seq[entry]) & (next_entry > exits.seq[end]))
+    begun, over = entries.seq[entry[inside]], exits.seq[end[inside]]
+    cpus = ran.entries_of_task.cpus(begun)
+    inside = inside[cpus == ran.exits_of_task.cpus(over)]
+    for at in inside.tolist():
+        row = work.row(int(place[at]), named=True)
+        begin, leave = int(entry[at]), int(end[at])
+        first = entries.seq[begin : begin + 1]
         yield (
             "guest",
-            *(int(work.seq[at]), int(work.time_ns[at]), int(work.cpu[at]), pid),
-            *(int(entries.seq[begun]), int(entries.time_ns[begun]), int(entries.cpu[begun])),
-            int(min(early, late)),
+            *(row["seq"], row["time_ns"], row["cpu"], pid),
+            *(int(first[0]), int(entries.time_ns[begin]), int(ran.entries_of_task.cpus(first)[0])),
+            int(min(row["time_ns"] - entries.time_ns[begin], exits.time_ns[leave] - row["time_ns"])),
         )
 
 

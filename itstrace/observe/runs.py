@@ -55,6 +55,16 @@ def _at(values: npt.NDArray[Any], places: npt.NDArray[np.intp], otherwise: int) 
     return found
 
 
+def in_step(entries: Stamps, exits: Stamps) -> bool:
+    """Whether the two alternate; asked first, for there are millions of them."""
+    if not len(entries.seq) or not len(exits.seq):
+        return len(entries.seq) + len(exits.seq) <= 1
+    first, second = (entries.seq, exits.seq) if entries.seq[0] < exits.seq[0] else (exits.seq, entries.seq)
+    if not 0 <= len(first) - len(second) <= 1:
+        return False
+    return bool((first[: len(second)] < second).all() and (second[: len(first) - 1] < first[1:]).all())
+
+
 NOTHING = Stamps(np.empty(0, np.uint64), np.empty(0, np.int64))
 
 
@@ -64,6 +74,7 @@ class Tasks:
     def __init__(self, frame: pl.DataFrame) -> None:
         self._pids = frame["pid"].to_numpy()
         self._seq, self._time_ns = frame["seq"].to_numpy(), frame["time_ns"].to_numpy()
+        self._cpus = frame["cpu"]
         self._why = None
         if "esr_ec" in frame.columns:
             # ESR_EL2.EC has six bits. Spec: DDI 0487, ESR_EL2.
@@ -79,13 +90,17 @@ class Tasks:
             self._found[pid] = Stamps(self._seq[mine], self._time_ns[mine], *why)
         return self._found[pid]
 
+    def cpus(self, seqs: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint16]:
+        """The CPUs of records, given by their seqs."""
+        return self._cpus.gather(np.searchsorted(self._seq, seqs)).to_numpy()
+
 
 class Runs:
     """Entries to and exits from the guest, of every vCPU whose task is known."""
 
     def __init__(self, raw: Raw, identity: Identity) -> None:
         self.entries_of_task = Tasks(raw["enter"])
-        exits = Tasks(raw["exit"])
+        exits = self.exits_of_task = Tasks(raw["exit"])
         tasks: dict[tuple[int, int], list[int]] = {}
         for vm, vcpu, pid in identity.vcpus.select("vm", "vcpu", "pid").iter_rows():
             tasks.setdefault((vm, vcpu), []).append(pid)

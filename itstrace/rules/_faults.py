@@ -9,7 +9,7 @@ from itstrace.findings import Confidence, Subject
 from itstrace.gic.commands import Command, describe
 from itstrace.model import effects as fx
 from itstrace.rules._reasons import MAPPING, Reasons, Refused, Why
-from itstrace.rules.case import Case, first_some
+from itstrace.rules.case import Case, first_some, once
 from itstrace.rules.causes import name
 from itstrace.units import times
 
@@ -32,16 +32,18 @@ _DEVICES = 3
 _BLAMED = 64
 
 
-def refused(case: Case) -> Iterator[Refused]:
+@once
+def refused(case: Case) -> list[Refused]:
     """Refused commands of guests. KVM's own codes are coarse, so the tables of that moment say what was missing."""
+    found = []
     for note in case.history.notes:
         effect = note.effect
         if note.user or note.command is None:
             continue
-        if isinstance(effect, fx.CommandFaulted | fx.InjectionRefused) and effect.fault is not None:
-            yield Refused(
-                note, effect.its, note.command, effect.fault, _blame(note, note.command, effect.fault)
-            )
+        if isinstance(effect, (fx.CommandFaulted, fx.InjectionRefused)) and effect.fault is not None:
+            code = _blame(note, note.command, effect.fault)
+            found.append(Refused(note, effect.its, note.command, effect.fault, code))
+    return found
 
 
 def _blame(note: Note, command: Command, fault: Fault) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from itstrace.model import effects as fx
+from itstrace.rules.case import once
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -67,6 +68,12 @@ class Past:
             return False
         its, since = (entry["vm"], entry["its"]), entry["from_seq"] or 0
         return not any(_between(seqs.get(its, ()), since, seq) for seqs in (self._lost, self._replaced))
+
+
+@once
+def past_of(case: Case) -> Past:
+    """What makes the time before the capture's commands uncertain."""
+    return Past(case)
 
 
 def _by_its(rows: Iterable[tuple[int, int, int]]) -> dict[Key, list[int]]:

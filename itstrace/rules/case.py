@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import polars as pl
 
 from itstrace.findings import Confidence, Finding
@@ -14,6 +15,8 @@ from itstrace.observe.joins import after, before
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import numpy.typing as npt
 
     from itstrace.errors import Damage
     from itstrace.lives import Lives
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 #: An end that never comes.
 NEVER = 2**64 - 1
+#: Times before and after all others.
+_EARLIEST, _LATEST = -(2**63), 2**63 - 1
 
 _Made = TypeVar("_Made")
 
@@ -117,19 +122,24 @@ class Case:
         """Whether records of any CPU were lost within a span (None: open at that end)."""
         if self.gaps.is_empty():
             return False
-        over = pl.lit(value=True)
-        if to_ns is not None:
-            over &= pl.col("from_ns").is_null() | (pl.col("from_ns") <= to_ns)
-        if from_ns is not None:
-            over &= pl.col("to_ns").is_null() | (pl.col("to_ns") >= from_ns)
-        return not self.gaps.filter(over).is_empty()
+        begins, ends = _gap_bounds(self)
+        first = _EARLIEST if from_ns is None else from_ns
+        last = _LATEST if to_ns is None else to_ns
+        return bool(((begins <= last) & (ends >= first)).any())
 
     def without_lost(self, rows: pl.DataFrame, from_ns: str, to_ns: str) -> pl.DataFrame:
         """Rows whose span (two columns of times) holds no lost records."""
         if self.gaps.is_empty() or rows.is_empty():
             return rows
-        keep = [not self.lost(a, b) for a, b in zip(rows[from_ns], rows[to_ns], strict=True)]
-        return rows.filter(pl.Series(keep, dtype=pl.Boolean))
+        begins, ends = _gap_bounds(self)
+        first = rows[from_ns].cast(pl.Int64).fill_null(_EARLIEST).to_numpy()
+        last = rows[to_ns].cast(pl.Int64).fill_null(_LATEST).to_numpy()
+        if (begins <= ends).all() and (first <= last).all():
+            # Gaps that begin by the row's end, but for those that were over before it begins.
+            lost = np.searchsorted(np.sort(begins), last, "right") > np.searchsorted(np.sort(ends), first)
+        else:
+            lost = np.array([self.lost(a, b) for a, b in zip(rows[from_ns], rows[to_ns], strict=True)])
+        return rows.filter(pl.Series(~lost))
 
     def without_lost_commands(self, rows: pl.DataFrame, since: str) -> pl.DataFrame:
         """Rows (vm, its, seq) since whose `since`, a column of records, no command of their ITS was lost.
@@ -151,10 +161,8 @@ class Case:
 
     def ends_of(self, commands: pl.Series) -> pl.Series:
         """The record by which each command had surely taken effect (null stays null; unknown ends are NEVER)."""
-        ends = self.observations.commands.select(pl.col("seq"), pl.col("end_seq").fill_null(NEVER))
-        return pl.DataFrame({"seq": commands}).join(ends, on="seq", how="left", maintain_order="left")[
-            "end_seq"
-        ]
+        asked = pl.DataFrame({"seq": commands})
+        return asked.join(_ends(self), on="seq", how="left", maintain_order="left")["end_seq"]
 
     def live_rows(self, frame: pl.DataFrame, keys: dict[str, Any], seq: int) -> list[dict[str, Any]]:
         """Rows of an interval frame with these keys that hold at a record.
@@ -260,6 +268,20 @@ class Case:
         rows = self.history.mappings.filter((pl.col("vm") == vm) & (pl.col("intid") == intid))
         rows = rows.filter(pl.col("from_seq").is_null() | (pl.col("from_seq") <= seq)).tail(1)
         return rows.select("its", "device_id", "event_id").row(0) if rows.height else (None, None, None)
+
+
+@once
+def _gap_bounds(case: Case) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """When records began to be lost, and when that was over, stretch by stretch."""
+    begins = case.gaps["from_ns"].cast(pl.Int64).fill_null(_EARLIEST).to_numpy()
+    ends = case.gaps["to_ns"].cast(pl.Int64).fill_null(_LATEST).to_numpy()
+    return begins, ends
+
+
+@once
+def _ends(case: Case) -> pl.DataFrame:
+    """By which record every command had surely taken effect."""
+    return case.observations.commands.select(pl.col("seq"), pl.col("end_seq").fill_null(NEVER))
 
 
 @once

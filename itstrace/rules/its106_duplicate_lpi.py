@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.model import effects as fx
-from itstrace.rules._past import Entries, Past
+from itstrace.rules._past import Entries, past_of
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
 
@@ -54,7 +54,7 @@ def duplicate_lpi(case: Case) -> Iterator[Finding]:
         (note.vm, effect.other_its, effect.other_device_id, effect.other_event_id) for note, effect in doubles
     }
     mapped = Entries(case.history.mappings, ("vm", "its", "device_id", "event_id"), others)
-    past = Past(case)
+    past = past_of(case)
     for note, effect in doubles:
         event = effect.other_device_id, effect.other_event_id
         other = mapped.before((note.vm, effect.other_its, *event), note.seq)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.model import effects as fx
-from itstrace.rules._past import Entries, Past
+from itstrace.rules._past import Entries, past_of
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
 
@@ -48,7 +48,7 @@ def event_remapped(case: Case) -> Iterator[Finding]:
         return
     events = {(note.vm, effect.its, effect.device_id, effect.event_id) for note, effect in again}
     mapped = Entries(case.history.mappings, ("vm", "its", "device_id", "event_id"), events)
-    past = Past(case)
+    past = past_of(case)
     for note, effect in again:
         held = mapped.before((note.vm, effect.its, effect.device_id, effect.event_id), note.seq)
         if held is None or not past.sure(held, note.seq):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity, Subject
 from itstrace.model import effects as fx
-from itstrace.rules._past import Entries, Past
+from itstrace.rules._past import Entries, past_of
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
@@ -56,7 +56,7 @@ def live_device_remapped(case: Case) -> Iterator[Finding]:
         (note.vm, effect.its, effect.device_id, event) for note, effect in found for event, _ in effect.events
     }
     mapped = Entries(case.history.mappings, ("vm", "its", "device_id", "event_id"), wanted)
-    past = Past(case)
+    past = past_of(case)
     for note, effect in found:
         device = note.vm, effect.its, effect.device_id
         events = [

@@ -21,7 +21,7 @@ from itstrace.gic.registers import (
 )
 from itstrace.gic.tables import ENTRY_SIZE_BYTES
 from itstrace.model import effects as fx
-from itstrace.rules._past import Past
+from itstrace.rules._past import past_of
 from itstrace.rules.case import NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
@@ -93,7 +93,7 @@ def overlapping_itt(case: Case) -> Iterator[Finding]:
     Compare the address and size of both tables with what the guest allocated: its ITS driver must give each device its own
     zeroed memory of 2^(event bits) entries, and unmap the device before it frees that.
     """
-    past = Past(case)
+    past = past_of(case)
     others = [*_queues_and_tables(case), *_lpi_tables(case)]
     for vm in case.history.devices["vm"].unique().sort():
         places = [place for owner, place in others if owner == vm]

@@ -14,7 +14,7 @@ from itstrace.observe.joins import after, before
 from itstrace.rules._effects import PROBES, compared, seen
 from itstrace.rules._enabling import unheeded
 from itstrace.rules._judged import Judged, judged, unless_lost
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules.case import NEVER, Case, first_some, once
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
 
@@ -225,9 +225,7 @@ def _confidence(case: Case, one: Judged) -> dict[str, Any]:
             "doubt": "The device table has two levels, and whether the first has an entry for the device is not recorded.",
             "capture_next": "kvm_read_guest at its return, with what was read",
         }
-    itss = case.observations.itss
-    whole = itss.filter((pl.col("vm") == one.row["vm"]) & (pl.col("its") == one.row["its"]))["complete"]
-    if whole.all():
+    if all(_complete(case).get((one.row["vm"], one.row["its"]), ())):
         return {}
     return {
         "confidence": Confidence.LIKELY,
@@ -245,6 +243,15 @@ def _two_levels(case: Case, one: Judged) -> bool:
         & (pl.col("seq") < one.seq)
     )
     return not writes.is_empty() and bool(writes["value"][-1] >> _INDIRECT & 1)
+
+
+@once
+def _complete(case: Case) -> dict[tuple[int, int], list[bool]]:
+    """Whether ITSs are known from their first command on."""
+    found: dict[tuple[int, int], list[bool]] = {}
+    for vm, its, complete in case.observations.itss.select("vm", "its", "complete").iter_rows():
+        found.setdefault((vm, its), []).append(complete)
+    return found
 
 
 def _suspect(one: Judged) -> tuple[str, ...]:

@@ -113,10 +113,13 @@ def late_delivery(case: Case) -> Iterator[Finding]:
     LPI was queued? If not, look at what vgic_queue_irq_unlock does after list_add_tail. If so, look for what had the
     CPU (`sched:sched_switch`).
     """
+    floor = case.setting("late-floor-ms") * 1e6
+    slow = _slow(case, floor)
+    if slow.is_empty():
+        return
     norm = _scheduling_ns(case)
-    factor = case.setting("late-factor")
-    limit = max(case.setting("late-floor-ms") * 1e6, factor * (_ASSUMED_NS if norm is None else norm))
-    late = _late(case, limit)
+    limit = max(floor, case.setting("late-factor") * (_ASSUMED_NS if norm is None else norm))
+    late = _late(case, slow.filter(pl.col("delay_ns") > limit))
     if late.is_empty():
         return
     series = _series(case, late.filter("others"), limit)
@@ -227,11 +230,11 @@ def _typical(case: Case) -> float | None:
 # --- what is late
 
 
-def _late(case: Case, limit: float) -> pl.DataFrame:
-    """Deliveries whose vCPU was not kicked or woken for longer than `limit`.
+def _slow(case: Case, floor: float) -> pl.DataFrame:
+    """Queueings whose vCPU did not do for longer than `floor` what it must do then.
 
-    Shape: rows of QUEUEINGS with vcpu, where (running, waiting, out), left_seq, ended (the exit or entry that ended it),
-        ended_ns, delay_ns, open (nothing ended it), next_fill, stays (of other vCPUs in the guest meanwhile), others.
+    Shape: rows of QUEUEINGS with vcpu, running (it was in the guest), why and left_seq (of its last exit), ended (the exit or
+        entry that ended it), ended_ns, delay_ns, open (nothing ended it), next_fill.
     """
     obs = case.observations
     rows = _others_queueings(case)
@@ -252,12 +255,20 @@ def _late(case: Case, limit: float) -> pl.DataFrame:
     rows = rows.with_columns(open=pl.col("ended").is_null())
     rows = rows.with_columns(ended_ns=pl.coalesce("ended_ns", _over_ns(case, rows)))
     rows = rows.with_columns(delay_ns=pl.col("ended_ns") - pl.col("time_ns"))
-    rows = rows.filter(
-        (pl.col("delay_ns") > limit)
+    return rows.filter(
+        (pl.col("delay_ns") > floor)
         & (pl.col("next_fill").fill_null(NEVER) <= pl.col("due").fill_null(NEVER))
     )
+
+
+def _late(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
+    """Deliveries whose vCPU was not kicked or woken for too long.
+
+    Shape: `rows` of `_slow` with where (running, waiting, out), stays (of other vCPUs in the guest meanwhile), others.
+    """
     if rows.is_empty():
         return rows
+    obs = case.observations
     rows = rows.with_columns(
         where=pl.when("running")
         .then(pl.lit("running"))

@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from itstrace.findings import Finding, Kind, Severity
@@ -70,7 +71,7 @@ class Rule:
     @property
     def page(self) -> str:
         """The rule's documentation, as Markdown."""
-        return inspect.getdoc(self.check) or ""
+        return _page(self.check)
 
     @property
     def summary(self) -> str:
@@ -79,10 +80,21 @@ class Rule:
 
     def section(self, heading: str) -> str:
         """The text under one of `HEADINGS`, as one paragraph; empty where the page has none."""
-        found = re.search(
-            rf"^## {re.escape(heading)}\n+(.*?)(?=^## |\Z)", self.page, re.MULTILINE | re.DOTALL
-        )
-        return " ".join(found.group(1).split()) if found else ""
+        return _section(self.page, heading)
+
+
+# Every finding asks for its rule's advice.
+
+
+@cache
+def _page(check: Check) -> str:
+    return inspect.getdoc(check) or ""
+
+
+@cache
+def _section(page: str, heading: str) -> str:
+    found = re.search(rf"^## {re.escape(heading)}\n+(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    return " ".join(found.group(1).split()) if found else ""
 
 
 #: Every rule by its code, in the order of codes.

@@ -16,7 +16,9 @@ from itstrace.errors import Damage
 from itstrace.lives import live
 from itstrace.observe import PROBES
 from itstrace.observe.commands import _Batch, _chain
+from itstrace.observe.identity import identify
 from itstrace.observe.order import disorder
+from itstrace.observe.runs import Runs
 from itstrace.replay import replay
 from itstrace.rules import check
 
@@ -125,7 +127,7 @@ def test_an_exit_that_was_missed_is_no_disorder() -> None:
 
     assert exits.height > lacking["exit"].height
     assert seen.disorder.is_empty()
-    assert disorder(lacking, seen.commands).is_empty()
+    assert disorder(lacking, Runs(lacking, identify(lacking)), seen.commands).is_empty()
 
 
 def test_times_that_run_backwards_in_the_file_are_told_apart_from_damage() -> None:
