@@ -26,7 +26,8 @@ def contradictory_records(case: Case) -> Iterator[Finding]:
     ## What it finds
     An entry to a function without its return, or a return without its entry, on a task that called it again; a
     record that every such call makes and this one did not; two records of one call that give different values
-    for one thing; ITS commands that are missing from the chain of their queue although no buffer overran.
+    for one thing; a value that all other records belie, as a pointer that no other names or a register that
+    nobody wrote; ITS commands that are missing from the chain of their queue although no buffer overran.
 
     ## Why it matters
     Something that happened is not in the capture, or is there with a value that cannot be right, and the kernel
