@@ -174,7 +174,8 @@ def _write_gicr_ctlr(gic: Gic, one: Redistributor, value: int) -> list[Effect]:
         effects = [fx.LpisDisabled(one.vcpu)]
         for intid in sorted(one.pending):
             # A disabled LPI is on no vCPU's list, and keeps its latch.
-            if not (gic.profile.lpi_has_target and gic.lpi(intid, assumed=True).enabled is False):
+            lpi = gic.lpis.get(intid)
+            if not (gic.profile.lpi_has_target and lpi is not None and lpi.enabled is False):
                 effects += gic.clear_pending(one.vcpu, intid)
         if gic.profile.cache is not CacheScope.NONE:
             certain = before is True
