@@ -168,7 +168,7 @@ def test_from_the_middle_of_a_life_nothing_is_certain_that_is_not_so(name: str, 
         **cut,
     )
     history = replay(late, kernel=analysis.info.kernel)
-    case = replace(_case(analysis, history), observations=late, shared={})
+    case = replace(_case(analysis, history), observations=late)
     unmet, extra = _unmet_and_extra(case)
 
     assert history.expected["certain"].any()

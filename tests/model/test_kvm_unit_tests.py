@@ -96,8 +96,10 @@ def migrated(guest: Guest) -> Guest:
     other.properties = guest.properties
     source = guest.gic.its[0]
     for collection in source.collections.values():
-        if not collection.placeholder:
-            other.gic.restore_collection(0, collection.icid, collection.target_vcpu)
+        # One that nothing has mapped yet is saved as well. Kernel: vgic-its.c:vgic_its_save_collection_table
+        other.gic.restore_collection(
+            0, collection.icid, collection.target_vcpu, placeholder=collection.placeholder
+        )
     for device in source.devices.values():
         other.gic.restore_device(0, device.device_id, device.itt_gpa, device.event_bits)
         for ite in device.events.values():

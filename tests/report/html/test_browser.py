@@ -494,7 +494,7 @@ def test_a_finding_shows_all_that_it_says_and_stands_with_what_follows_from_it(b
         zip(browser.texts(".finding > .facts dt"), browser.texts(".finding > .facts dd"), strict=True)
     )
     assert facts == {
-        "about": "LPI 8192 (device 0x8, event 0), vCPUs 1 and 0",
+        "about": "LPI 8192 (device 0x8, event 0) and 1 other, vCPUs 1 and 0",
         "when": "100.001700499 to 100.002000500 (300 us)",
         "how often": "5 times",
         "what went wrong": cause.mechanism,

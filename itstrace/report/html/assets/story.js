@@ -121,11 +121,16 @@ function lifeOf(vm, intid) {
   }
   const R = F.retargets;
   for (const i of rowsOf("retargets", vm, intid)) put(R.seq[i], R.time_ns[i], R.cpu[i], "retarget", `KVM gives it to vCPU ${known(R.vcpu[i])}`);
+  // Each finding where it first hit this LPI: alone, or among others. `told` are all other steps.
+  const told = [...steps];
   for (const finding of REPORT.findings) {
-    if (finding.intid !== intid || !(finding.vm === vm || finding.vm === null) || finding.time_ns === null) continue;
+    const mine = (finding.subjects.length ? finding.subjects : [finding]).find((one) => one.intid === intid);
+    if (mine === undefined || !(finding.vm === vm || finding.vm === null) || mine.time_ns === null) continue;
     const begun = finding.evidence.filter((item) => item.seq !== null && item.time_ns >= finding.time_ns).map((item) => item.seq);
-    const seq = begun.length ? Math.min(...begun) : Math.max(0, ...finding.evidence.map((item) => item.seq ?? 0));
-    put(seq, finding.time_ns, null, "finding", `${finding.code} ${finding.name}: ${finding.message}`, { finding: finding.id, severity: finding.severity });
+    const place = begun.length ? Math.min(...begun) : Math.max(0, ...finding.evidence.map((item) => item.seq ?? 0));
+    const seq = finding.intid === intid ? place : told.reduce((last, step) => (step.time !== null && step.time <= mine.time_ns ? Math.max(last, step.seq) : last), 0);
+    const because = finding.caused_by.length ? ` (because of ${listed(finding.caused_by)})` : "";
+    put(seq, mine.time_ns, null, "finding", `${finding.id} ${finding.name}: ${finding.message}${because}`, { finding: finding.id, severity: finding.severity });
   }
   const order = steps.map((step, at) => [step, at]).sort(([a, i], [b, j]) => a.seq - b.seq || i - j).map(([step]) => step);
   const begin = order.findIndex((step) => step.kind !== "vcpu");
