@@ -72,7 +72,9 @@ def test_a_stream_that_goes_on_from_a_copy_or_from_memory(
     pair = started(release, indirect=indirect)
     for sketch in before:
         pair.post(drawn_to_save(pair, sketch))
-    host = pair.migrated()  # saves into the guest's memory, from which a later MAPTI reads pending bits: first
+    host = (
+        pair.migrated()
+    )  # saves into the guest's memory, from which a later MAPTI reads pending bits: first
     copy = pair.copied()
     orphans = any(entry(one, at) & ORPHAN for one in pair.plain.itss[0].itts.values() for at in used(one))
     for sketch in after:
