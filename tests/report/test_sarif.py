@@ -328,14 +328,14 @@ def test_no_words_of_a_capture_become_a_link_or_a_placeholder() -> None:
         (Path("-"), "-"),
         (Path("a:b"), "a%3Ab"),
         (Path("x\udcff\n"), "x%FF%0A"),
-        (Path("/work/ci/run/t.dat"), "run/t.dat"),
+        (Path("/builds/ci/run/t.dat"), "run/t.dat"),
         (Path("/elsewhere/t.dat"), "file:///elsewhere/t.dat"),
     ],
 )
 def test_a_capture_is_named_as_a_repository_would(path: Path, uri: str) -> None:
     named = copy(tiny())
     named.info = replace(tiny().info, path=path, paths=[])
-    run = _run(named, folder=Path("/work/ci"))
+    run = _run(named, folder=Path("/builds/ci"))
 
     assert run["artifacts"][0]["location"]["uri"] == uri
     assert run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == uri
