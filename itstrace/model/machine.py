@@ -264,11 +264,13 @@ class Gic:
         ite = Ite(event_id, intid, icid, collection_valid)
         device.events[event_id] = ite
         device.gone.discard(event_id)
-        mapped, vcpu = self.collection_of(its, ite)
+        vcpu = self.collection_of(its, ite)[1]
         lpi = self.lpi(intid, assumed=True)
         lpi.mapped_by.add((key, device_id, event_id))
         # Of an event that lost its collection nothing tells where its LPI was aimed before.
-        told = vcpu is not None or (collection_valid and not mapped)
+        # One whose collection a seed lacks may have had any; a placeholder is known to have none.
+        collection = its.collections.get(icid) if icid is not None and collection_valid else None
+        told = vcpu is not None or (collection is not None and collection.placeholder)
         if told and lpi.assumed and lpi.target_vcpu is None:
             lpi.target_vcpu, lpi.assumed = vcpu, False
         return [fx.EventMapped(key, device_id, event_id, intid, icid, vcpu)]

@@ -32,7 +32,7 @@ def duplicate_lpi(case: Case) -> Iterator[Finding]:
     MAPTI or MAPI that gives an event an LPI which another event, of the same VM, maps already.
 
     ## Why it matters
-    The architecture calls it UNPREDICTABLE. On KVM before 7.0 both events share one interrupt: moving one
+    The architecture calls it UNPREDICTABLE. On KVM before 7.3 both events share one interrupt: moving one
     moves the other, and discarding one can leave the other without. KVM 7.3 refuses the second (-EEXIST), and
     its device then has no interrupt.
 

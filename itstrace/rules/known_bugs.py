@@ -59,55 +59,56 @@ KNOWN: Final[tuple[Shape, ...]] = (
     Shape(
         KnownBug(
             "Disabling a vCPU's LPIs races with moving one of them: the flush drops it while it is looked at",
-            "6.1.192 and 7.3.4; not in 6.12.107",
+            "6.1.191, 6.12.114 and 7.3.4",
             "CVE-2026-72288",
         ),
         ("ITS301", "ITS401", "ITS406"),
         mechanism="EnableLPIs=0",
         until=(7, 3, 4),
-        stable=(((6, 1), 192),),
+        stable=(((6, 1), 191), ((6, 12), 114)),
     ),
     Shape(
         KnownBug(
             "EnableLPIs=0 takes LPIs off the list and leaves pending_latch set, so that they wait for ever",
-            "6.1.192 and 7.3.4 clear the latch; 6.12.107 does not",
+            "6.1.191, 6.12.114 and 7.3.4 clear the latch",
             f"{_SOURCE}/vgic.c:vgic_flush_pending_lpis",
         ),
         ("ITS301",),
         mechanism="EnableLPIs=0",
         until=(7, 3, 4),
-        stable=(((6, 1), 192),),
+        stable=(((6, 1), 191), ((6, 12), 114)),
     ),
     Shape(
         KnownBug(
             "MOVALL moves every LPI of the VM, not only those of the source vCPU",
-            "7.3, which compares the old target (update_affinity's from); came with the xarray walk of 6.10",
+            "6.12.113 and 7.3, which compare the old target; came with the xarray walk of 6.10",
             f"{_SOURCE}/vgic-its.c:vgic_its_cmd_handle_movall",
         ),
         ("ITS204", "ITS402"),
         mechanism="MOVALL",
         since=(6, 10, 0),
-        until=(7, 0, 0),
+        until=(7, 3, 0),
+        stable=(((6, 12), 113),),
     ),
     Shape(
         KnownBug(
             "An LPI that is discarded and mapped again while its interrupt is referenced keeps its old target",
-            "7.x (vgic_its_map_lpi sets the target)",
+            "7.3 (vgic_its_map_lpi sets the target)",
             f"{_SOURCE}/vgic-its.c:vgic_its_cmd_handle_mapi, vgic_add_lpi",
         ),
         ("ITS402", "ITS404"),
         mechanism="MAPTI kept the old target",
-        until=(7, 0, 0),
+        until=(7, 3, 0),
     ),
     Shape(
         KnownBug(
             "Two events may share one LPI: moving or discarding one does so to the other",
-            "7.x refuses the second mapping (-EEXIST)",
+            "7.3 refuses the second mapping (-EEXIST)",
             f"{_SOURCE}/vgic-its.c:vgic_add_lpi",
         ),
         ("ITS106", "ITS402"),
         mechanism="share",
-        until=(7, 0, 0),
+        until=(7, 3, 0),
     ),
     Shape(
         KnownBug(
@@ -203,22 +204,23 @@ KNOWN: Final[tuple[Shape, ...]] = (
     Shape(
         KnownBug(
             "Saving an event without a collection dereferences NULL",
-            "6.1.192 and 7.3; not in 6.12.107",
+            "6.1.191, 6.12.113 and 7.3",
             f"{_SOURCE}/vgic-its.c:vgic_its_save_ite",
         ),
         ("ITS603",),
         mechanism="NULL",
-        until=(7, 0, 0),
-        stable=(((6, 1), 192),),
+        until=(7, 3, 0),
+        stable=(((6, 1), 191), ((6, 12), 113)),
     ),
     Shape(
         KnownBug(
             "Saving pending tables takes no reference: an LPI discarded meanwhile is used after it is freed",
-            "not in 6.12.107; later than 7.3.3",
+            "6.12.114; later than 7.3.3",
             "CVE-2026-89913",
         ),
         ("ITS602",),
         until=(7, 3, 4),
+        stable=(((6, 12), 114),),
     ),
 )
 
