@@ -30,7 +30,9 @@ def test_an_example_does_what_the_guide_shows(command: str, shown: str, tmp_path
     if " | jq " in command and shutil.which("jq") is None:
         pytest.skip("jq is not installed")
     (tmp_path / "sample-traces").symlink_to(ROOT / "sample-traces")
-    line = command.replace("itstrace ", f"PYTHONPATH={ROOT} {sys.executable} -m itstrace.cli ", 1)
+    # Each call of a line, for the virtual environment need not be on the PATH.
+    ours = f"PYTHONPATH={ROOT} {sys.executable} -m itstrace.cli "
+    line = re.sub(r"(^|[;&|] )itstrace ", lambda found: found[1] + ours, command)
     done = subprocess.run(
         ["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False, encoding="utf-8"
     )
