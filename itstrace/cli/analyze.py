@@ -1,7 +1,6 @@
 """`itstrace analyze`: what is wrong in a capture."""
 
 from collections.abc import Callable, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +8,10 @@ import typer
 
 from itstrace.analysis import Analysis
 from itstrace.baseline import Compared, Past, compare, read_baseline
-from itstrace.cli.options import Events, Profile, Seeds
+from itstrace.cli.options import Captures, Events, Profile, Seeds, Settings
 from itstrace.cli.output import Output, json_text
 from itstrace.cli.rules import entries
-from itstrace.cli.running import analyzed
+from itstrace.cli.running import analyzed, numbers
 from itstrace.cli.web import save_page
 from itstrace.errors import ExitCode, UsageError
 from itstrace.findings import Severity, filter_findings
@@ -21,7 +20,7 @@ from itstrace.report.json import analysis_document
 from itstrace.report.junit import junit_text
 from itstrace.report.sarif import sarif_document
 from itstrace.report.terminal import report
-from itstrace.rules import all_rules, settings_known
+from itstrace.rules import all_rules
 
 _STDOUT = "-"
 
@@ -47,15 +46,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _analyze(  # noqa: PLR0917  one option each; the order is the help's
-    captures: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="CAPTURE",
-            help="A capture: trace.dat, perf.data, text of ftrace, trace-cmd or perf script, a log of QEMU's ITS; packed "
-            "or not; a folder or tar with one; or - for standard input. Several are parts of one, merged by time.",
-            show_default=False,
-        ),
-    ],
+    captures: Captures,
     json: Annotated[
         str | None,
         typer.Option(
@@ -115,14 +106,7 @@ def _analyze(  # noqa: PLR0917  one option each; the order is the help's
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="CODES", help="No findings of these codes.")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Set a number that a rule goes by; itstrace rules CODE lists those of a rule.",
-        ),
-    ] = None,
+    settings: Settings = None,
     seed: Seeds = None,
     kernel: Profile = None,
     events: Events = None,
@@ -140,7 +124,7 @@ def _analyze(  # noqa: PLR0917  one option each; the order is the help's
     _check_outputs(outputs | ({} if html is None else {"--html": str(html)}), captures)
     past = None if baseline is None else _baseline(baseline)
     analysis = analyzed(
-        *captures, profile=kernel, seeds=seed or (), events=events, settings=_numbers(settings or ())
+        *captures, profile=kernel, seeds=seed or (), events=events, settings=numbers(settings)
     )
     analysis.findings = filter_findings(analysis.findings, select=chosen, ignore=ignored)
     if html is not None:
@@ -182,23 +166,6 @@ def _check_outputs(outputs: dict[str, str], captures: Sequence[Path]) -> None:
         taken[place] = option
         if file != _STDOUT and any(_same_file(Path(file), capture) for capture in captures):
             raise UsageError(f"{option} {file} would overwrite the capture", advice="name another file")
-
-
-def _numbers(given: Sequence[str]) -> dict[str, float]:
-    """`--set NAME=VALUE`, each: numbers of rules by name; of one name the last."""
-    numbers: dict[str, float] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            number = float("nan")
-        if not equals or not isfinite(number):
-            raise UsageError(
-                f"--set {text} sets no number", advice="--set NAME=VALUE, as --set late-factor=50"
-            )
-        numbers[name.strip()] = number
-    return dict(settings_known(numbers))
 
 
 def _baseline(path: Path) -> tuple[Past, ...]:

@@ -2,10 +2,10 @@
 
 import typer
 
-from itstrace.cli.options import All, AsJson, CapturePath, Events, Profile, Seeds
+from itstrace.cli.options import All, AsJson, Captures, Events, Profile, Seeds
 from itstrace.cli.output import Output
 from itstrace.cli.running import analyzed
-from itstrace.readers import open_capture
+from itstrace.readers import open_captures
 from itstrace.report.commands import command_documents, command_lines
 
 
@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _commands(
-    capture: CapturePath,
+    captures: Captures,
     *,
     limit: All = None,
     json: AsJson = False,
@@ -28,8 +28,8 @@ def _commands(
     The verdict is ok; fault, with the error that the architecture names; ignored; unreadable; or assumed,
     where a command rests on something from before the capture.
     """
-    analysis = analyzed(capture, profile=kernel, seeds=seed or (), events=events)
-    with open_capture(capture) as opened:
+    analysis = analyzed(*captures, profile=kernel, seeds=seed or (), events=events)
+    with open_captures(captures) as opened:
         comms = opened.comms
     out = Output()
     if json:

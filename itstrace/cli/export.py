@@ -11,9 +11,9 @@ from typing import Annotated, BinaryIO, cast
 import typer
 
 from itstrace.analysis import Analysis
-from itstrace.cli.options import CapturePath, Events, Profile, Seeds
+from itstrace.cli.options import Captures, Events, Profile, Seeds, Settings
 from itstrace.cli.output import Output, json_text, working
-from itstrace.cli.running import analyzed
+from itstrace.cli.running import analyzed, numbers
 from itstrace.errors import UsageError
 from itstrace.report.frames import MANIFEST, files, write_frames
 from itstrace.report.perfetto import write_trace
@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _export(
-    capture: CapturePath,
+    captures: Captures,
     *,
     to: Annotated[
         str,
@@ -80,6 +80,7 @@ def _export(
     force: Annotated[
         bool, typer.Option("--force", help="Write over files that are there already; never over the capture.")
     ] = False,
+    settings: Settings = None,
     seed: Seeds = None,
     kernel: Profile = None,
     events: Events = None,
@@ -92,12 +93,14 @@ def _export(
     chosen = kind or _format(to)
     target = Path(to)
     if chosen is Format.PERFETTO:
-        _check_file(target, capture, force=force)
+        _check_file(target, captures, force=force)
     else:
-        _check_folder(target, capture, str(chosen), force=force)
+        _check_folder(target, captures, str(chosen), force=force)
     if not runs and chosen is not Format.PERFETTO:
         raise UsageError("--no-runs is for a trace of Perfetto", advice=f"{chosen} without it")
-    analysis = analyzed(capture, profile=kernel, seeds=seed or (), events=events)
+    analysis = analyzed(
+        *captures, profile=kernel, seeds=seed or (), events=events, settings=numbers(settings)
+    )
     try:
         with working(f"writing {target.name}"):
             done = (
@@ -124,30 +127,30 @@ def _format(to: str) -> Format:
     )
 
 
-def _check_file(path: Path, capture: Path, *, force: bool) -> None:
+def _check_file(path: Path, captures: Sequence[Path], *, force: bool) -> None:
     if path.is_dir():
         raise UsageError(
             f"--to {path} is a folder; a trace is a file", advice=f"--to {path / 'trace.pftrace'}"
         )
     if not path.exists():
         return
-    if _is_capture(path, capture):
+    if _is_capture(path, captures):
         raise UsageError(f"--to {path} would overwrite the capture", advice="name another file")
     if not force:
         raise UsageError(f"--to {path}: it is there already", advice="another name, or --force")
 
 
-def _check_folder(path: Path, capture: Path, kind: str, *, force: bool) -> None:
+def _check_folder(path: Path, captures: Sequence[Path], kind: str, *, force: bool) -> None:
     if path.exists() and not path.is_dir():
         raise UsageError(f"--to {path} is a file; frames need a folder", advice="name a folder")
     if not path.is_dir():
         return
-    if _is_capture(path, capture):
+    if _is_capture(path, captures):
         raise UsageError(f"--to {path} is the capture itself", advice="name another folder")
     for file in (path / name for name in files(kind)):
         if not file.exists():
             continue
-        if _is_capture(file, capture):
+        if _is_capture(file, captures):
             raise UsageError(f"--to {path} would overwrite the capture", advice="name another folder")
         if not force:
             raise UsageError(
@@ -155,8 +158,8 @@ def _check_folder(path: Path, capture: Path, kind: str, *, force: bool) -> None:
             )
 
 
-def _is_capture(path: Path, capture: Path) -> bool:
-    return capture.exists() and path.samefile(capture)
+def _is_capture(path: Path, captures: Sequence[Path]) -> bool:
+    return any(capture.exists() and path.samefile(capture) for capture in captures)
 
 
 def _trace(analysis: Analysis, path: Path, *, runs: bool) -> Sequence[str]:

@@ -8,7 +8,7 @@ import typer
 
 from itstrace._version import __version__
 from itstrace.analysis import Analysis
-from itstrace.cli.options import All, AsJson, CapturePath, Events, Profile, Seeds, Vm
+from itstrace.cli.options import All, AsJson, Captures, Events, Profile, Seeds, Vm
 from itstrace.cli.output import Output
 from itstrace.cli.running import analyzed
 from itstrace.errors import UsageError
@@ -19,13 +19,23 @@ _SCHEMA = "itstrace.lpi/1"
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(name="lpi", short_help="Tell the life of one LPI in order.")(_lpi)
+    app.command(
+        name="lpi",
+        short_help="Tell the life of one LPI in order.",
+        epilog="""Examples:
+
+        \b
+          itstrace lpi trace.dat 8193
+          itstrace lpi trace.dat 0x2001 --vm 1
+          itstrace lpi trace.dat perf.data 8193""",
+    )(_lpi)
 
 
 def _lpi(
-    capture: CapturePath,
+    captures: Captures,
     intid: Annotated[
-        str, typer.Argument(metavar="INTID", help="The LPI: 8193, or 0x2001.", show_default=False)
+        str,
+        typer.Argument(metavar="INTID", help="The LPI: 8193, or 0x2001.", show_default=False),
     ],
     *,
     vm: Vm = None,
@@ -41,7 +51,7 @@ def _lpi(
     what came back, every move, and what is wrong with it.
     """
     number = _number(intid)
-    analysis = analyzed(capture, profile=kernel, seeds=seed or (), events=events)
+    analysis = analyzed(*captures, profile=kernel, seeds=seed or (), events=events)
     tale = story(analysis, _vm(analysis, number, vm), number)
     out = Output()
     if json:

@@ -14,6 +14,15 @@ CapturePath = Annotated[
         show_default=False,
     ),
 ]
+Captures = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="CAPTURE",
+        help="A capture: trace.dat, perf.data, text of ftrace, trace-cmd or perf script, a log of QEMU's ITS; packed or "
+        "not; a folder or tar with one; or - for standard input. Several are parts of one, merged by time.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Profile = Annotated[
     str | None,
@@ -43,6 +52,14 @@ Events = Annotated[
         help="A TOML file that says which of the capture's own events, and which of their fields, is what: "
         "for probes that were recorded under other names than itstrace's. See docs/events.md.",
         show_default=False,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Set a number that a rule goes by; itstrace rules CODE lists those of a rule.",
     ),
 ]
 Vm = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -13,7 +14,7 @@ from itstrace.errors import UsageError
 from itstrace.instants import parse_instant
 from itstrace.model.profiles import PROFILES
 from itstrace.readers import open_captures
-from itstrace.rules import plugins
+from itstrace.rules import plugins, settings_known
 from itstrace.seed import combine_seeds, load_seed
 
 if TYPE_CHECKING:
@@ -61,6 +62,26 @@ def tell_plugins() -> None:
     for plugin in plugins():
         if plugin.problem:
             note(f"rules of {plugin.package} ({plugin.name}) are left out: {plugin.problem}")
+
+
+def numbers(given: Sequence[str] | None) -> dict[str, float]:
+    """`--set NAME=VALUE`, each: numbers of rules by name; of one name the last.
+
+    Raises: UsageError for what sets no number that a rule goes by.
+    """
+    found: dict[str, float] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not equals or not isfinite(number):
+            raise UsageError(
+                f"--set {text} sets no number", advice="--set NAME=VALUE, as --set late-factor=50"
+            )
+        found[name.strip()] = number
+    return dict(settings_known(found))
 
 
 def instant(analysis: Analysis, text: str) -> int:

@@ -6,7 +6,7 @@ import polars as pl
 import typer
 
 from itstrace._version import __version__
-from itstrace.cli.options import AsJson, CapturePath, Events, Profile, Seeds, Vm
+from itstrace.cli.options import AsJson, Captures, Events, Profile, Seeds, Vm
 from itstrace.cli.output import Output, note
 from itstrace.cli.running import analyzed, instant
 from itstrace.errors import UsageError
@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _tables(
-    capture: CapturePath,
+    captures: Captures,
     *,
     at: Annotated[
         str | None,
@@ -50,7 +50,7 @@ def _tables(
     events: Events = None,
 ) -> None:
     """Show the tables of every ITS as of a time: devices, collections, events, and the LPIs behind them."""
-    analysis = analyzed(capture, profile=kernel, seeds=seed or (), events=events)
+    analysis = analyzed(*captures, profile=kernel, seeds=seed or (), events=events)
     time_ns = None if at is None else instant(analysis, at)
     vms = analysis.observations.vms
     if vm is not None and vm not in vms["vm"]:

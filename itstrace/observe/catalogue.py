@@ -8,6 +8,7 @@ coverage and the advice about missing events read the same table.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
 from enum import StrEnum
@@ -85,23 +86,27 @@ class Probe:
     source: str = "KVM"
     record: tuple[str, str] = ("", "")
 
-    def definition(self, release: tuple[int, int] | None) -> str | None:
-        """The line for tracefs' `dynamic_events` that defines the event; None where there is none for this kernel.
+    def recording(self, kernel: str | None) -> str:
+        """What to write to record it: a line for tracefs' `dynamic_events`, or `-e` with the name of a tracepoint.
 
-        What depends on the build is in capitals: the offset VGIC_LR of vgic_lr[] in struct kvm_vcpu; and INTID, that of
-        intid in struct vgic_irq, where the kernel is not known.
+        Empty where it is not known for this kernel (as `uname -r` has it). What depends on the build is in capitals: the
+        offset VGIC_LR of vgic_lr[] in struct kvm_vcpu; and INTID, that of intid in struct vgic_irq, where the kernel is not
+        known.
         """
+        if self.place is Place.TRACEPOINT:
+            return f"-e {self.events[0]}"
+        found = re.search(r"(\d+)\.(\d+)", kernel or "")
+        release = None if found is None else (int(found[1]), int(found[2]))
         if release is not None and release < _NAMED_ARGUMENTS:
-            return None
+            return ""
         newer = release is not None and release >= (7, 0)
-        line = self.record[newer]
         # Kernel: vgic.h:struct vgic_irq of 6.12.107 and 7.3.4
         offsets = {
             "intid": "INTID" if release is None else 4 if newer else 56,
             "lr0": "VGIC_LR",
             **{f"lr{n}": f"VGIC_LR+{8 * n}" for n in (1, 2, 3)},
         }
-        return line.format(**offsets) or None
+        return self.record[newer].format(**offsets)
 
     @property
     def kernel(self) -> str:

@@ -70,7 +70,7 @@ def _lacking(
     yield Text()
     yield Text(f"  {plural(len(skipped), 'rule')} could not run. What is missing:", "yellow")
     for name in dict.fromkeys(name for rule in skipped for name in rule.missing):
-        probes = [f"{event} ({kernel})" for event, kernel in to_record(name, fed_by, host)]
+        probes = [f"{event} ({kernel})" for event, kernel, _ in to_record(name, fed_by, host)]
         record = f": record {listed(probes)}" if probes else f": no log of {host} tells it"
         yield from sheet.wrap(join(Text(name, "bold"), record), first="  - ", rest="    ")
         codes = [rule.code for rule in skipped if name in rule.missing]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import polars as pl
 
@@ -70,14 +70,27 @@ def observed(observations: Observations) -> dict[str, Seen]:
     return found
 
 
-def to_record(observation: str, have: Collection[str], source: str) -> list[tuple[str, str]]:
-    """What to record for an observation: (event, kernel function) of the probes still missing.
+class ToRecord(NamedTuple):
+    """A probe that is missing: the event to record, the kernel's function, and how (`Probe.recording`)."""
+
+    event: str
+    function: str
+    how: str
+
+
+def to_record(
+    observation: str, have: Collection[str], source: str, kernel: str | None = None
+) -> list[ToRecord]:
+    """What to record for an observation: the probes still missing.
 
     Of several groups that would do, the one that misses least; none where the source, KVM or QEMU, cannot tell it.
     """
     groups = next((entry.ways(source) for entry in OBSERVATIONS if entry.name == observation), ())
     missing = min(([probe for probe in group if probe not in have] for group in groups), key=len, default=[])
-    return [(PROBES[probe].events[0], PROBES[probe].kernel) for probe in missing]
+    return [
+        ToRecord(probe.events[0], probe.kernel, probe.recording(kernel) if probe.source == "KVM" else "")
+        for probe in (PROBES[name] for name in missing)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """The analysis as a trace for ui.perfetto.dev: what was recorded, on tracks; times are the capture's own, to the ns.
 
 Tracks: findings, lost records, markers; of each VM its ITSs (commands, rate of MSIs), its vCPUs (in the guest; under it each
-list register) and its LPIs (where each was pending; MSIs and queueings). A flow leads from an MSI over its queueing to the
-list registers that carried it. Nothing is left out and nothing is joined. Slices of one track never overlap: where an LPI
-was pending in two places at once, a second track of the same name takes one of them, and both are drawn as one.
+list register) and its LPIs (where each was pending; MSIs, queueings, moves and configurations). A flow leads from an MSI
+over its queueing to the list registers that carried it. Nothing is left out and nothing is joined. Slices of one track never
+overlap: where an LPI was pending in two places at once, a second track of the same name takes one of them, and both are drawn
+as one.
 """
 
 from __future__ import annotations
@@ -68,6 +69,9 @@ class _Trace:
         if runs:
             self._runs()
         self._vm_events()
+        self._invalidations()
+        self._retargets()
+        self._configs()
         # A flow goes from event to event in order of time, and of the file where times are equal.
         self._msis()
         self._queueings()
@@ -330,6 +334,60 @@ class _Trace:
         rows = self._on(rows, ["vm", "vcpu", "its"], track).drop("vm", "vcpu", "its")
         self.out.instants(rows.sort("_track", "_begin", "seq"))
 
+    def _invalidations(self) -> None:
+        """Where KVM dropped the translations that it had cached: at its ITS, or at the VM if it was not told which."""
+        rows = self.obs.invalidations.select(
+            "vm", "its", "seq", "cpu", "pid", _name=pl.lit("translation cache dropped"), _begin="time_ns"
+        )
+
+        def track(vm: int, its: int) -> int:
+            return self._its(vm, its) if its != _NONE else self._vm(vm)
+
+        rows = self._on(rows, ["vm", "its"], track).drop("vm", "its")
+        self.out.instants(rows.sort("_track", "_begin", "seq"))
+
+    def _retargets(self) -> None:
+        vcpu = pl.col("vcpu").cast(pl.String)
+        rows = self.obs.retargets.select(
+            "vm",
+            "intid",
+            "seq",
+            "cpu",
+            "pid",
+            pl.col("vcpu").alias("vCPU"),
+            _name=pl.coalesce(
+                pl.format("moved to vCPU {}", vcpu), pl.lit("moved, where to was not recorded")
+            ),
+            _begin="time_ns",
+        )
+        self._about_lpis(rows)
+
+    def _configs(self) -> None:
+        """Each time that KVM read an LPI's property byte."""
+        on = (
+            pl.when(pl.col("enabled"))
+            .then(pl.lit("enabled"))
+            .when(~pl.col("enabled"))
+            .then(pl.lit("disabled"))
+            .otherwise(pl.lit("?"))
+        )
+        rows = self.obs.configs.select(
+            "vm",
+            "intid",
+            "seq",
+            "priority",
+            "result",
+            "cpu",
+            "pid",
+            _name=pl.format("configuration read: {}", on),
+            _begin="time_ns",
+        )
+        self._about_lpis(rows)
+
+    def _about_lpis(self, rows: pl.DataFrame) -> None:
+        rows = self._on(rows, ["vm", "intid"], self._lpi).drop("vm", "intid")
+        self.out.instants(rows.sort("_track", "_begin", "seq"))
+
     def _msis(self) -> None:
         lives = self.analysis.lives.lives.select(
             "outcome", "queued_vcpu", "filled_ns", "retired_ns", "refills", "moves", seq="injected_seq"
@@ -403,8 +461,7 @@ class _Trace:
             _name=pl.format("queue for vCPU {} ({})", vcpu, pl.col("cause").fill_null("?")),
             _begin="time_ns",
         )
-        rows = self._on(rows, ["vm", "intid"], self._lpi).drop("vm", "intid")
-        self.out.instants(rows.sort("_track", "_begin", "seq"))
+        self._about_lpis(rows)
 
     def _fills(self) -> None:
         """Each list register, with what was in it: where a flow ends."""

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.observe import OBSERVATIONS, PROBES
-from itstrace.observe.catalogue import Place
-from itstrace.rules.known_bugs import version_of
 from itstrace.rules.registry import rule
 
 if TYPE_CHECKING:
@@ -56,7 +54,10 @@ def missing_observation(case: Case) -> Iterator[Finding]:
         # Of several ways the one that misses least, and can be told.
         missing = min(
             ([probe for probe in way if probe not in case.observations.fed_by] for way in ways),
-            key=lambda probes: (sum(not _definition(case, probe) for probe in probes), len(probes)),
+            key=lambda probes: (
+                sum(not PROBES[probe].recording(case.kernel) for probe in probes),
+                len(probes),
+            ),
         )
         wanted = ", ".join(f"{PROBES[probe].events[0]} ({PROBES[probe].kernel})" for probe in missing)
         # Text cannot tell an event that never fired from one that was not recorded.
@@ -64,23 +65,14 @@ def missing_observation(case: Case) -> Iterator[Finding]:
         yield case.finding(
             f"{name} ({observation.what}) {absent}, so {', '.join(codes)} could not run. Missing: {wanted}.",
             count=len(codes),
-            capture_next="\n".join(filter(None, (_definition(case, probe) for probe in missing))),
+            capture_next="\n".join(filter(None, (PROBES[probe].recording(case.kernel) for probe in missing))),
             advice='Record with -trace "gicv3_its_*".' if case.host == "QEMU" else _advice(case, missing),
         )
 
 
-def _definition(case: Case, probe: str) -> str:
-    """What to write to record a probe: a line for dynamic_events, or the name of a tracepoint; empty where it is not known."""
-    known = PROBES[probe]
-    if known.place is Place.TRACEPOINT:
-        return f"-e {known.events[0]}"
-    version = version_of(case.kernel)
-    return known.definition(None if version is None else version[:2]) or ""
-
-
 def _advice(case: Case, missing: Sequence[str]) -> str:
     """Commands that record the missing probes, as far as they can be told for the capture's kernel."""
-    lines = [line for probe in missing if (line := _definition(case, probe))]
+    lines = [line for probe in missing if (line := PROBES[probe].recording(case.kernel))]
     events = [line for line in lines if line.startswith("-e ")]
     defined = [line for line in lines if not line.startswith("-e ")]
     groups = sorted({line.split()[0].partition(":")[2].partition("/")[0] for line in defined})
@@ -99,7 +91,7 @@ def _advice(case: Case, missing: Sequence[str]) -> str:
     if lines:
         chosen = " ".join([*(f"-e {group}" for group in groups), *events])
         said.append(f"Record with trace-cmd record -C mono {chosen}, besides what was recorded")
-    unknown = [PROBES[probe] for probe in missing if not _definition(case, probe)]
+    unknown = [PROBES[probe] for probe in missing if not PROBES[probe].recording(case.kernel)]
     if unknown:
         functions = ", ".join(dict.fromkeys(one.kernel for one in unknown))
         said.append(

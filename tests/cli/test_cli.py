@@ -207,6 +207,18 @@ def test_captures_that_are_parts_of_one_are_analyzed_together(
     assert loud == {"ITS401"}
 
 
+@pytest.mark.parametrize("command", [("commands",), ("tables",), ("lpi", "8193")], ids=lambda each: each[0])
+def test_parts_of_one_capture_are_told_as_the_whole(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, *rest = command
+    whole = called(capsys, monkeypatch, name, DOUBLE, *rest)
+    parts = called(capsys, monkeypatch, name, DOUBLE, DOUBLE, *rest)
+
+    assert (parts.code, parts.out) == (0, whole.out)
+    assert len(whole.out.splitlines()) > 5
+
+
 def test_a_capture_is_never_overwritten(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

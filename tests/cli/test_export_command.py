@@ -129,3 +129,16 @@ def test_a_trace_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 
     assert (tmp_path / "a.pftrace").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_rules_go_by_the_numbers_that_are_set(tmp_path: Path) -> None:
+    late = _CAPTURE.with_name("6.12-late-delivery.dat")
+    for name, factor in (("as_it_is", "20"), ("patient", "1000000")):
+        run(late, "--to", tmp_path / name, "--set", f"late-factor={factor}")
+
+    found = {
+        name: pl.read_parquet(tmp_path / name / "findings.parquet")["code"].to_list()
+        for name in ("as_it_is", "patient")
+    }
+    assert "ITS304" in found["as_it_is"]
+    assert "ITS304" not in found["patient"]

@@ -115,6 +115,33 @@ def test_msis_and_queueings(capture: Path) -> None:
 
 
 @every
+def test_moves_configurations_and_dropped_caches(capture: Path) -> None:
+    analysis, trace = traced(capture)
+    obs = analysis.observations
+
+    def shown(begin: str) -> Counter[tuple[Any, ...]]:
+        found = [one for one in trace.instants if one.name.startswith(begin)]
+        return Counter((one.args["seq"], one.begin_ns, one.path[-1], one.name) for one in found)
+
+    lpi = pl.format("LPI {}", "intid")
+    moves = pl.format("moved to vCPU {}", "vcpu").fill_null("moved, where to was not recorded")
+    assert shown("moved") == rows(obs.retargets, "seq", "time_ns", lpi, moves)
+    configs = pl.format(
+        "configuration read: {}", pl.when("enabled").then(pl.lit("enabled")).otherwise(pl.lit("disabled"))
+    )
+    assert shown("configuration read") == rows(obs.configs, "seq", "time_ns", lpi, configs)
+    priorities = dict(obs.configs.select("seq", "priority").drop_nulls().iter_rows())
+    read = [one for one in trace.instants if one.name.startswith("configuration read")]
+    assert {one.args["seq"]: one.args["priority"] for one in read if "priority" in one.args} == priorities
+    drops = [one for one in trace.instants if one.name == "translation cache dropped"]
+    assert Counter((one.args["seq"], one.begin_ns) for one in drops) == rows(
+        obs.invalidations, "seq", "time_ns"
+    )
+    of_one = set(obs.invalidations.filter(pl.col("its").is_not_null())["seq"])
+    assert all(one.path[-1].startswith("ITS " if one.args["seq"] in of_one else "VM ") for one in drops)
+
+
+@every
 def test_list_registers(capture: Path) -> None:
     analysis, trace = traced(capture)
     fills = analysis.observations.fills

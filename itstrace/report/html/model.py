@@ -214,8 +214,6 @@ def _same_in_terminal(analysis: Analysis, finding: Finding, naming: Naming) -> l
     """Command lines that show the same."""
     file = _file(analysis)
     lines = [f"itstrace analyze {file} --select {finding.code}"]
-    if len(analysis.info.paths) > 1:  # only `analyze` takes the parts of a capture
-        return lines
     if finding.intid is not None:
         vm = f" --vm {finding.vm}" if naming.many_vms and finding.vm is not None else ""
         lines.append(f"itstrace lpi {file} {finding.intid}{vm}")
@@ -235,7 +233,9 @@ def _missing(analysis: Analysis) -> list[Document]:
         {
             "observation": name,
             "what": what.get(name, ""),
-            "record": [list(pair) for pair in figures.to_record(name, obs.fed_by, source)],
+            "record": [
+                one._asdict() for one in figures.to_record(name, obs.fed_by, source, analysis.info.kernel)
+            ],
             "stops": [rule.code for rule in analysis.skipped if name in rule.missing],
         }
         for name in dict.fromkeys([*stopped, *lacking])
