@@ -4,8 +4,14 @@ const ORIGIN = BigInt(REPORT.origin_ns);
 const SPAN = REPORT.span_ns;
 
 const KINDS = {
-  u8: Uint8Array, i8: Int8Array, u16: Uint16Array, i16: Int16Array, u32: Uint32Array, i32: Int32Array,
-  f64: Float64Array, u64: BigUint64Array,
+  u8: Uint8Array,
+  i8: Int8Array,
+  u16: Uint16Array,
+  i16: Int16Array,
+  u32: Uint32Array,
+  i32: Int32Array,
+  f64: Float64Array,
+  u64: BigUint64Array,
 };
 
 async function inflate(base64) {
@@ -20,7 +26,8 @@ function column(spec, rows, buffer) {
   const unknown = spec.unknown === undefined ? null : new Uint8Array(buffer, spec.unknown, (rows + 7) >> 3);
   const isUnknown = (i) => unknown !== null && (unknown[i >> 3] >> (i & 7)) & 1;
   if (spec.words) return Array.from(array, (code, i) => (isUnknown(i) ? null : spec.words[code]));
-  if (spec.kind === "u64") return unknown === null ? array : Array.from(array, (word, i) => (isUnknown(i) ? null : word));
+  if (spec.kind === "u64")
+    return unknown === null ? array : Array.from(array, (word, i) => (isUnknown(i) ? null : word));
   if (unknown === null && spec.first === undefined) return array;
   const values = Float64Array.from(array);
   if (spec.first !== undefined) {
@@ -52,8 +59,14 @@ const F = {};
 let everything = null;
 function frames() {
   everything ??= (async () => {
-    const names = [...document.querySelectorAll("script[id^='frame-']:not([id$='-header'])")].map((each) => each.id.slice(6));
-    await Promise.all(names.map(async (name) => { F[name] = await frame(name); }));
+    const names = [...document.querySelectorAll("script[id^='frame-']:not([id$='-header'])")].map((each) =>
+      each.id.slice(6),
+    );
+    await Promise.all(
+      names.map(async (name) => {
+        F[name] = await frame(name);
+      }),
+    );
     F.findingById = new Map(REPORT.findings.map((finding) => [finding.id, finding]));
     F.commandBySeq = new Map();
     for (let i = 0; i < F.commands.rows; i++) F.commandBySeq.set(F.commands.seq[i], i);

@@ -8,7 +8,14 @@ function fieldsOf(i) {
     const bits = (words[dw] >> BigInt(low)) & ((1n << BigInt(high - low + 1)) - 1n);
     const value = (bits << BigInt(shift)) + BigInt(bias);
     const [label, inHex] = REPORT.commands.labels[name];
-    return { name, label, place: `DW${dw}[${high === low ? high : `${high}:${low}`}]`, bits: hexa(bits), value: inHex ? hexa(value) : String(value), number: value };
+    return {
+      name,
+      label,
+      place: `DW${dw}[${high === low ? high : `${high}:${low}`}]`,
+      bits: hexa(bits),
+      value: inHex ? hexa(value) : String(value),
+      number: value,
+    };
   });
 }
 
@@ -25,8 +32,12 @@ function verdictBadge(i) {
   const C = F.commands;
   const verdict = C.verdict[i] ?? "?";
   const severity = { fault: "error", unreadable: "error", ignored: "warning", assumed: "note" }[verdict];
-  const why = [C.fault[i], C.detail[i], C.lost_before[i] === 1 ? "commands before this one were lost" : null].filter(Boolean).join("; ");
-  return severity ? [badge(severity, verdict), why ? el("span", { class: "why" }, ` ${why}`) : null] : [el("span", { class: "ok" }, verdict), why ? el("span", { class: "why" }, ` ${why}`) : null];
+  const why = [C.fault[i], C.detail[i], C.lost_before[i] === 1 ? "commands before this one were lost" : null]
+    .filter(Boolean)
+    .join("; ");
+  return severity
+    ? [badge(severity, verdict), why ? el("span", { class: "why" }, ` ${why}`) : null]
+    : [el("span", { class: "ok" }, verdict), why ? el("span", { class: "why" }, ` ${why}`) : null];
 }
 
 // One command, whole: its words, each field with where it stands, the verdict, what it set.
@@ -41,34 +52,78 @@ function commandCard(i, { closable = null } = {}) {
       else if (T.ended_by[k] === C.seq[i]) touched.push([title, text(T, k), "ended", T.vm[k], T.intid?.[k]]);
     }
   }
-  return el("article", { class: "card command" },
+  return el(
+    "article",
+    { class: "card command" },
     el("div", { class: "cardhead" }, el("h2", { class: "mono" }, commandLink(C.seq[i], C.text[i] ?? "?")), closable),
     facts([
       ["verdict", verdictBadge(i)],
       ["read at", [timeLink(C.time_ns[i]), ` on CPU ${C.cpu[i]} by ${C.task[i]}`]],
       ["queue", `VM ${C.vm[i]}, ITS ${C.its[i]}, slot ${hexa(C.slot[i])}`],
     ]),
-    el("div", { class: "words mono" }, ["dw0", "dw1", "dw2", "dw3"].map((name) => el("span", {}, el("span", { class: "dim" }, `${name} `), wordText(C[name][i])))),
+    el(
+      "div",
+      { class: "words mono" },
+      ["dw0", "dw1", "dw2", "dw3"].map((name) =>
+        el("span", {}, el("span", { class: "dim" }, `${name} `), wordText(C[name][i])),
+      ),
+    ),
     small({
-      label: "fields of the command", rows: fields, none: "no fields: no such command is known, or it could not be read",
+      label: "fields of the command",
+      rows: fields,
+      none: "no fields: no such command is known, or it could not be read",
       columns: [
         { title: "field", cell: (row) => row.label },
         { title: "bits", kind: "mono", cell: (row) => row.place },
         { title: "raw", right: true, kind: "mono", cell: (row) => row.bits },
-        { title: "value", right: true, kind: "mono", cell: (row) => (row.name === "intid" || row.name === "vintid" ? lpiLink(C.vm[i], Number(row.number)) : row.value) },
+        {
+          title: "value",
+          right: true,
+          kind: "mono",
+          cell: (row) =>
+            row.name === "intid" || row.name === "vintid" ? lpiLink(C.vm[i], Number(row.number)) : row.value,
+        },
       ],
     }),
-    touched.length ? el("div", { class: "touched" }, el("h3", {}, "What it did to the tables"), el("ul", {}, touched.slice(0, 12).map(([title, text, what]) => el("li", {}, `${what} ${title}: `, el("span", { class: "mono" }, text)))),
-      touched.length > 12 ? el("p", { class: "dim" }, `12 of ${number(touched.length)} shown`) : null) : null);
+    touched.length
+      ? el(
+          "div",
+          { class: "touched" },
+          el("h3", {}, "What it did to the tables"),
+          el(
+            "ul",
+            {},
+            touched
+              .slice(0, 12)
+              .map(([title, text, what]) => el("li", {}, `${what} ${title}: `, el("span", { class: "mono" }, text))),
+          ),
+          touched.length > 12 ? el("p", { class: "dim" }, `12 of ${number(touched.length)} shown`) : null,
+        )
+      : null,
+  );
 }
 
 // Table entries in words.
 const TABLES = [
-  ["devices", "device", (T, k) => `${hexa(T.device_id[k])}: ITT ${hexa(T.itt_gpa[k])}, ${isKnown(T.event_bits[k]) ? number(2 ** T.event_bits[k]) : "?"} event ids`],
+  [
+    "devices",
+    "device",
+    (T, k) =>
+      `${hexa(T.device_id[k])}: ITT ${hexa(T.itt_gpa[k])}, ${isKnown(T.event_bits[k]) ? number(2 ** T.event_bits[k]) : "?"} event ids`,
+  ],
   ["collections", "collection", (T, k) => `${T.icid[k]}: vCPU ${known(T.target_vcpu[k])}`],
-  ["mappings", "event", (T, k) => `${hexa(T.device_id[k])}/${T.event_id[k]}: LPI ${known(T.intid[k])}, collection ${isKnown(T.icid[k]) ? T.icid[k] : "none"}`],
+  [
+    "mappings",
+    "event",
+    (T, k) =>
+      `${hexa(T.device_id[k])}/${T.event_id[k]}: LPI ${known(T.intid[k])}, collection ${isKnown(T.icid[k]) ? T.icid[k] : "none"}`,
+  ],
   ["targets", "target", (T, k) => `LPI ${T.intid[k]}: vCPU ${known(T.target_vcpu[k])}`],
-  ["configurations", "configuration", (T, k) => `LPI ${T.intid[k]}: ${ENABLED(T.enabled[k])}, priority ${priority(T.priority[k])}`],
+  [
+    "configurations",
+    "configuration",
+    (T, k) => `LPI ${T.intid[k]}: ${ENABLED(T.enabled[k])}, priority ${priority(T.priority[k])}`,
+  ],
 ];
 function ENABLED(value) {
   return isKnown(value) ? (value ? "enabled" : "disabled") : "enabled or not is unknown";

@@ -50,18 +50,31 @@ function announce(text) {
 
 const SHAPES = { error: "\u25c6", warning: "\u25b2", note: "\u25cf" };
 function badge(severity, label = severity) {
-  return el("span", { class: `badge ${severity}` }, el("span", { "aria-hidden": "true", class: "shape" }, SHAPES[severity] ?? ""), label);
+  return el(
+    "span",
+    { class: `badge ${severity}` },
+    el("span", { "aria-hidden": "true", class: "shape" }, SHAPES[severity] ?? ""),
+    label,
+  );
 }
 
 function timeLink(offset, digits = 9, view = "tables") {
   if (!isKnown(offset)) return "?";
   const exact = seconds(offset);
-  return el("a", { class: "time", href: href({ view, t: exact }), title: `${exact} s: the tables as they were then` }, seconds(offset, digits));
+  return el(
+    "a",
+    { class: "time", href: href({ view, t: exact }), title: `${exact} s: the tables as they were then` },
+    seconds(offset, digits),
+  );
 }
 
 function lpiLink(vm, intid) {
   if (!isKnown(intid)) return "?";
-  return el("a", { class: "num", href: href({ lpi: `${vm}:${intid}` }), title: `the life of LPI ${intid}` }, String(intid));
+  return el(
+    "a",
+    { class: "num", href: href({ lpi: `${vm}:${intid}` }), title: `the life of LPI ${intid}` },
+    String(intid),
+  );
 }
 
 function commandLink(seq, text) {
@@ -70,17 +83,32 @@ function commandLink(seq, text) {
 
 function findingLink(id) {
   const finding = REPORT.findings.find((each) => each.id === id);
-  return el("a", { href: href({ finding: id }), title: finding ? finding.message : id }, finding ? `${id} ${finding.name}` : id);
+  return el(
+    "a",
+    { href: href({ finding: id }), title: finding ? finding.message : id },
+    finding ? `${id} ${finding.name}` : id,
+  );
 }
 
 // A command line that can be copied.
 function shell(line) {
-  const copy = button("copy", async () => {
-    try { await navigator.clipboard.writeText(line); } catch { select(code); document.execCommand("copy"); }
-    copy.textContent = "copied";
-    announce("copied");
-    setTimeout(() => { copy.textContent = "copy"; }, 1500);
-  }, { class: "copy", "aria-label": `copy: ${line}` });
+  const copy = button(
+    "copy",
+    async () => {
+      try {
+        await navigator.clipboard.writeText(line);
+      } catch {
+        select(code);
+        document.execCommand("copy");
+      }
+      copy.textContent = "copied";
+      announce("copied");
+      setTimeout(() => {
+        copy.textContent = "copy";
+      }, 1500);
+    },
+    { class: "copy", "aria-label": `copy: ${line}` },
+  );
   const code = el("code", {}, line);
   return el("div", { class: "shell" }, el("span", { "aria-hidden": "true", class: "prompt" }, "$"), code, copy);
 }
@@ -107,28 +135,51 @@ function page(text) {
       nodes.push(el("h3", {}, lines.shift().slice(3)));
       if (!lines.length) continue;
     }
-    if (lines.every((line) => /^( {4}|\t)/.test(line))) nodes.push(el("pre", { class: "block", tabindex: "0" }, lines.map((line, i) => [i ? el("br") : null, line.slice(4)])));
+    if (lines.every((line) => /^( {4}|\t)/.test(line)))
+      nodes.push(
+        el(
+          "pre",
+          { class: "block", tabindex: "0" },
+          lines.map((line, i) => [i ? el("br") : null, line.slice(4)]),
+        ),
+      );
     else if (/^[-*] /.test(lines[0])) {
       const items = [];
       for (const line of lines) {
         if (/^[-*] /.test(line)) items.push(line.slice(2));
         else items[items.length - 1] += ` ${line.trim()}`;
       }
-      nodes.push(el("ul", {}, items.map((item) => el("li", {}, prose(item)))));
+      nodes.push(
+        el(
+          "ul",
+          {},
+          items.map((item) => el("li", {}, prose(item))),
+        ),
+      );
     } else nodes.push(el("p", {}, prose(lines.join(" "))));
   }
   return nodes;
 }
 
 function facts(rows) {
-  return el("dl", { class: "facts" }, rows.filter(([, value]) => value !== null && value !== undefined && value !== "" && value.length !== 0)
-    .map(([label, value]) => [el("dt", {}, label), el("dd", {}, value)]));
+  return el(
+    "dl",
+    { class: "facts" },
+    rows
+      .filter(([, value]) => value !== null && value !== undefined && value !== "" && value.length !== 0)
+      .map(([label, value]) => [el("dt", {}, label), el("dd", {}, value)]),
+  );
 }
 
 // "412 of 90,112 shown", and the command that shows the rest.
 function capped([kept, total], what, command) {
   if (kept >= total) return null;
-  return el("div", { class: "capped" }, `${number(kept)} of ${number(total)} ${what} shown; all of them:`, shell(command));
+  return el(
+    "div",
+    { class: "capped" },
+    `${number(kept)} of ${number(total)} ${what} shown; all of them:`,
+    shell(command),
+  );
 }
 
 function heading(title, ...rest) {

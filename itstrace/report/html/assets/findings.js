@@ -3,20 +3,35 @@ const FINDING_FIELDS = ["severity", "kind", "code", "vm", "device", "for", "text
 
 function choices(values, text = String) {
   const counts = new Map();
-  for (const value of values) if (value !== null && value !== undefined) counts.set(value, (counts.get(value) ?? 0) + 1);
-  return [...counts].sort(([a], [b]) => (a < b ? -1 : 1)).map(([value, count]) => [String(value), `${text(value)} (${count})`]);
+  for (const value of values)
+    if (value !== null && value !== undefined) counts.set(value, (counts.get(value) ?? 0) + 1);
+  return [...counts]
+    .sort(([a], [b]) => (a < b ? -1 : 1))
+    .map(([value, count]) => [String(value), `${text(value)} (${count})`]);
 }
 
 function touches(finding, { severity, kind, code, vm, device, for: intid, text }) {
   const subjects = [finding, ...finding.subjects];
-  return (!severity || finding.severity === severity) && (!kind || finding.kind === kind) && (!code || finding.code === code)
-    && (!vm || String(finding.vm) === vm) && (!device || subjects.some((one) => String(one.device_id) === device)) && (!intid || subjects.some((one) => String(one.intid) === intid))
-    && (!text || [finding.id, finding.name, finding.message, finding.subject, finding.mechanism].join(" ").toLowerCase().includes(text.toLowerCase()));
+  return (
+    (!severity || finding.severity === severity) &&
+    (!kind || finding.kind === kind) &&
+    (!code || finding.code === code) &&
+    (!vm || String(finding.vm) === vm) &&
+    (!device || subjects.some((one) => String(one.device_id) === device)) &&
+    (!intid || subjects.some((one) => String(one.intid) === intid)) &&
+    (!text ||
+      [finding.id, finding.name, finding.message, finding.subject, finding.mechanism]
+        .join(" ")
+        .toLowerCase()
+        .includes(text.toLowerCase()))
+  );
 }
 
 // Causes first, each followed by its consequences.
 function inStories(findings) {
-  const left = new Set(findings), byId = new Map(findings.map((each) => [each.id, each])), rows = [];
+  const left = new Set(findings),
+    byId = new Map(findings.map((each) => [each.id, each])),
+    rows = [];
   const put = (finding, depth) => {
     if (!left.delete(finding)) return;
     rows.push([finding, depth]);
@@ -34,21 +49,51 @@ function viewFindings(main) {
     return null;
   }
   const many = (pick) => all.flatMap((finding) => [...new Set([finding, ...finding.subjects].map(pick))]);
-  const bar = filters([
-    { name: "text", label: "Search", placeholder: "words, LPI, code" },
-    { name: "severity", label: "Severity", values: choices(all.map((each) => each.severity)) },
-    { name: "kind", label: "Kind", values: choices(all.map((each) => each.kind), (kind) => REPORT.kinds[kind] ?? kind) },
-    { name: "code", label: "Rule", values: choices(all.map((each) => each.code), (code) => `${code} ${all.find((each) => each.code === code).name}`) },
-    { name: "vm", label: "VM", values: choices(all.map((each) => each.vm)) },
-    { name: "device", label: "Device", values: choices(many((one) => one.device_id), hexa) },
-    { name: "for", label: "LPI", values: choices(many((one) => one.intid)) },
-  ], (values) => change(Object.fromEntries(FINDING_FIELDS.map((name) => [name, values[name] || null])), { replace: true }));
+  const bar = filters(
+    [
+      { name: "text", label: "Search", placeholder: "words, LPI, code" },
+      { name: "severity", label: "Severity", values: choices(all.map((each) => each.severity)) },
+      {
+        name: "kind",
+        label: "Kind",
+        values: choices(
+          all.map((each) => each.kind),
+          (kind) => REPORT.kinds[kind] ?? kind,
+        ),
+      },
+      {
+        name: "code",
+        label: "Rule",
+        values: choices(
+          all.map((each) => each.code),
+          (code) => `${code} ${all.find((each) => each.code === code).name}`,
+        ),
+      },
+      { name: "vm", label: "VM", values: choices(all.map((each) => each.vm)) },
+      {
+        name: "device",
+        label: "Device",
+        values: choices(
+          many((one) => one.device_id),
+          hexa,
+        ),
+      },
+      { name: "for", label: "LPI", values: choices(many((one) => one.intid)) },
+    ],
+    (values) =>
+      change(Object.fromEntries(FINDING_FIELDS.map((name) => [name, values[name] || null])), { replace: true }),
+  );
   const list = el("ol", { class: "list", "aria-label": "findings" });
   const count = el("span", { class: "dim" });
   const detail = el("div", { class: "detail", id: "finding" });
-  main.append(heading("Findings", count), bar.node, capped(REPORT.kept.findings, "findings", `itstrace analyze ${REPORT.file}`) ?? "",
-    el("div", { class: "split" }, el("nav", { class: "side", "aria-label": "findings" }, list), detail));
-  let shown = [], drawn = null;
+  main.append(
+    heading("Findings", count),
+    bar.node,
+    capped(REPORT.kept.findings, "findings", `itstrace analyze ${REPORT.file}`) ?? "",
+    el("div", { class: "split" }, el("nav", { class: "side", "aria-label": "findings" }, list), detail),
+  );
+  let shown = [],
+    drawn = null;
   const step = (by) => {
     const at = shown.findIndex(([finding]) => finding.id === drawn);
     const next = shown[Math.max(0, Math.min(shown.length - 1, at + by))];
@@ -60,15 +105,42 @@ function viewFindings(main) {
     update(where) {
       bar.set(where);
       shown = inStories(all.filter((finding) => touches(finding, where)));
-      count.textContent = shown.length === all.length ? plural(all.length, "finding") : `${shown.length} of ${all.length} shown`;
+      count.textContent =
+        shown.length === all.length ? plural(all.length, "finding") : `${shown.length} of ${all.length} shown`;
       let chosen = F.findingById ? F.findingById.get(where.finding) : all.find((each) => each.id === where.finding);
       if (!chosen || (!where.finding && !shown.some(([each]) => each === chosen))) chosen = shown[0]?.[0];
-      const params = Object.fromEntries(FINDING_FIELDS.filter((name) => where[name]).map((name) => [name, where[name]]));
-      list.replaceChildren(...shown.map(([finding, depth]) => el("li", { class: `depth${depth}` },
-        el("a", { href: href({ ...params, finding: finding.id }), "aria-current": finding === chosen ? "true" : null, class: finding.severity },
-          el("span", { class: "line" }, badge(finding.severity), el("span", { class: "code" }, finding.id), finding.count > 1 ? el("span", { class: "dim times" }, `${number(finding.count)}\u00d7`) : null),
-          el("span", { class: "name" }, depth ? `\u21b3 ${finding.name}` : finding.name),
-          el("span", { class: "dim" }, [finding.brief, finding.time_ns === null ? "" : seconds(finding.time_ns, 6)].filter(Boolean).join(", "))))));
+      const params = Object.fromEntries(
+        FINDING_FIELDS.filter((name) => where[name]).map((name) => [name, where[name]]),
+      );
+      list.replaceChildren(
+        ...shown.map(([finding, depth]) =>
+          el(
+            "li",
+            { class: `depth${depth}` },
+            el(
+              "a",
+              {
+                href: href({ ...params, finding: finding.id }),
+                "aria-current": finding === chosen ? "true" : null,
+                class: finding.severity,
+              },
+              el(
+                "span",
+                { class: "line" },
+                badge(finding.severity),
+                el("span", { class: "code" }, finding.id),
+                finding.count > 1 ? el("span", { class: "dim times" }, `${number(finding.count)}\u00d7`) : null,
+              ),
+              el("span", { class: "name" }, depth ? `\u21b3 ${finding.name}` : finding.name),
+              el(
+                "span",
+                { class: "dim" },
+                [finding.brief, finding.time_ns === null ? "" : seconds(finding.time_ns, 6)].filter(Boolean).join(", "),
+              ),
+            ),
+          ),
+        ),
+      );
       if (!shown.length) list.append(el("li", { class: "none" }, "no finding fits"));
       list.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
       if (chosen?.id === drawn) return;
@@ -80,67 +152,162 @@ function viewFindings(main) {
 }
 
 function findingCard(finding) {
-  const path = pathOf(finding), stretch = stretchOf(finding);
+  const path = pathOf(finding),
+    stretch = stretchOf(finding);
   const links = (ids) => ids.map((id, at) => [at ? ", " : "", findingLink(id)]);
-  const commands = finding.evidence.map((item, at) => [F.commandBySeq?.get(item.seq), at]).filter(([i]) => i !== undefined);
-  const span = finding.time_ns === null ? null : [timeLink(finding.time_ns), finding.end_ns !== null && finding.end_ns !== finding.time_ns ? [" to ", timeLink(finding.end_ns), ` (${duration(finding.end_ns - finding.time_ns)})`] : null];
-  return el("article", { class: `finding ${finding.severity}`, "aria-label": `${finding.id} ${finding.name}` },
-    el("div", { class: "cardhead" },
+  const commands = finding.evidence
+    .map((item, at) => [F.commandBySeq?.get(item.seq), at])
+    .filter(([i]) => i !== undefined);
+  const span =
+    finding.time_ns === null
+      ? null
+      : [
+          timeLink(finding.time_ns),
+          finding.end_ns !== null && finding.end_ns !== finding.time_ns
+            ? [" to ", timeLink(finding.end_ns), ` (${duration(finding.end_ns - finding.time_ns)})`]
+            : null,
+        ];
+  return el(
+    "article",
+    { class: `finding ${finding.severity}`, "aria-label": `${finding.id} ${finding.name}` },
+    el(
+      "div",
+      { class: "cardhead" },
       el("h2", {}, badge(finding.severity), " ", el("span", { class: "code" }, finding.id), " ", finding.name),
-      el("span", { class: "dim" }, `${REPORT.kinds[finding.kind] ?? finding.kind}, ${finding.confidence} `, el("a", { class: "permalink", href: href({ finding: finding.id }), title: "a link to this finding" }, "permalink"))),
+      el(
+        "span",
+        { class: "dim" },
+        `${REPORT.kinds[finding.kind] ?? finding.kind}, ${finding.confidence} `,
+        el(
+          "a",
+          { class: "permalink", href: href({ finding: finding.id }), title: "a link to this finding" },
+          "permalink",
+        ),
+      ),
+    ),
     el("p", { class: "message" }, finding.message),
-    finding.caused_by.length || finding.leads_to.length ? el("p", { class: "storyline" }, finding.caused_by.length ? ["Follows from ", links(finding.caused_by), ". "] : null, finding.leads_to.length ? ["Led to ", links(finding.leads_to), "."] : null) : null,
+    finding.caused_by.length || finding.leads_to.length
+      ? el(
+          "p",
+          { class: "storyline" },
+          finding.caused_by.length ? ["Follows from ", links(finding.caused_by), ". "] : null,
+          finding.leads_to.length ? ["Led to ", links(finding.leads_to), "."] : null,
+        )
+      : null,
     facts([
-      ["about", [finding.intid === null ? finding.subject : [lpiWords(finding), finding.subject.replace(/^LPI \d+/, "")]]],
+      [
+        "about",
+        [finding.intid === null ? finding.subject : [lpiWords(finding), finding.subject.replace(/^LPI \d+/, "")]],
+      ],
       ["when", span],
       ["how often", finding.count > 1 ? plural(finding.count, "time") : null],
       ["what went wrong", finding.mechanism],
       ["worst", finding.worst],
       ["the guest saw", finding.guest_saw],
-      ["suspect", finding.suspect.length ? finding.suspect.map((name, at) => [at ? ", " : "", el("code", {}, name)]) : null],
-      ["known", finding.known_bugs.length ? finding.known_bugs.map((bug) => el("div", {}, bug.title, el("span", { class: "dim" }, ` (fixed: ${bug.fixed}; ${bug.source})`))) : null],
+      [
+        "suspect",
+        finding.suspect.length ? finding.suspect.map((name, at) => [at ? ", " : "", el("code", {}, name)]) : null,
+      ],
+      [
+        "known",
+        finding.known_bugs.length
+          ? finding.known_bugs.map((bug) =>
+              el("div", {}, bug.title, el("span", { class: "dim" }, ` (fixed: ${bug.fixed}; ${bug.source})`)),
+            )
+          : null,
+      ],
       ["doubt", finding.doubt],
       ["record next", finding.capture_next],
     ]),
-    path && stretch && F.fills ? [el("h3", {}, path.intid === null ? "What happened around it" : `The path of LPI ${path.intid}`), explorer({ ...path, from: stretch[0], to: stretch[1], numbered: flags(finding) })] : null,
-    finding.evidence.length ? [el("h3", {}, "Evidence", finding.evidence.length < finding.records ? el("span", { class: "dim" }, ` ${finding.evidence.length} of ${number(finding.records)} shown`) : null), evidenceTable(finding)] : null,
-    commands.length ? [el("h3", {}, commands.length === 1 ? "The command, field by field" : "The commands, field by field"), el("div", { class: "cards" }, commands.slice(0, 8).map(([i]) => commandCard(i)))] : null,
+    path && stretch && F.fills
+      ? [
+          el("h3", {}, path.intid === null ? "What happened around it" : `The path of LPI ${path.intid}`),
+          explorer({ ...path, from: stretch[0], to: stretch[1], numbered: flags(finding) }),
+        ]
+      : null,
+    finding.evidence.length
+      ? [
+          el(
+            "h3",
+            {},
+            "Evidence",
+            finding.evidence.length < finding.records
+              ? el("span", { class: "dim" }, ` ${finding.evidence.length} of ${number(finding.records)} shown`)
+              : null,
+          ),
+          evidenceTable(finding),
+        ]
+      : null,
+    commands.length
+      ? [
+          el("h3", {}, commands.length === 1 ? "The command, field by field" : "The commands, field by field"),
+          el(
+            "div",
+            { class: "cards" },
+            commands.slice(0, 8).map(([i]) => commandCard(i)),
+          ),
+        ]
+      : null,
     finding.subjects.length > 1 ? [el("h3", {}, "Everything that was hit"), subjectTable(finding)] : null,
-    el("h3", {}, "What to do"), el("p", {}, prose(finding.advice)),
-    el("h3", {}, "The same in a terminal"), finding.command.map(shell),
-    REPORT.pages[finding.code] ? el("details", {}, el("summary", {}, `The rule ${finding.code} ${finding.name}`), el("div", { class: "rulepage" }, page(REPORT.pages[finding.code]))) : null);
+    el("h3", {}, "What to do"),
+    el("p", {}, prose(finding.advice)),
+    el("h3", {}, "The same in a terminal"),
+    finding.command.map(shell),
+    REPORT.pages[finding.code]
+      ? el(
+          "details",
+          {},
+          el("summary", {}, `The rule ${finding.code} ${finding.name}`),
+          el("div", { class: "rulepage" }, page(REPORT.pages[finding.code])),
+        )
+      : null,
+  );
 }
 
 function lpiWords(finding) {
-  return finding.vm === null ? `LPI ${finding.intid}` : el("a", { href: href({ lpi: `${finding.vm}:${finding.intid}` }) }, `LPI ${finding.intid}`);
+  return finding.vm === null
+    ? `LPI ${finding.intid}`
+    : el("a", { href: href({ lpi: `${finding.vm}:${finding.intid}` }) }, `LPI ${finding.intid}`);
 }
 
 function evidenceTable(finding) {
   const first = finding.evidence[0].time_ns;
   return small({
-    label: `evidence of ${finding.id}`, rows: finding.evidence.map((item, at) => ({ ...item, at })),
+    label: `evidence of ${finding.id}`,
+    rows: finding.evidence.map((item, at) => ({ ...item, at })),
     columns: [
       { title: "", right: true, cell: (row) => el("span", { class: "flagnumber" }, String(row.at + 1)) },
       { title: "time", right: true, kind: "mono", cell: (row) => timeLink(row.time_ns) },
       { title: "since 1", right: true, kind: "mono", cell: (row) => (row.at ? delta(row.time_ns - first) : "") },
       { title: "cpu", right: true, kind: "mono", cell: (row) => String(row.cpu).padStart(3, "0") },
       { title: "event", kind: "mono", cell: (row) => row.event },
-      { title: "record", kind: "mono", wide: true, cell: (row) => (F.commandBySeq?.has(row.seq) ? commandLink(row.seq, row.text) : row.text) },
+      {
+        title: "record",
+        kind: "mono",
+        wide: true,
+        cell: (row) => (F.commandBySeq?.has(row.seq) ? commandLink(row.seq, row.text) : row.text),
+      },
     ],
   });
 }
 
 function subjectTable(finding) {
-  return [small({
-    label: `what ${finding.id} hit`, rows: finding.subjects,
-    columns: [
-      { title: "device", right: true, kind: "mono", cell: (row) => hexa(row.device_id) },
-      { title: "event", right: true, kind: "mono", cell: (row) => known(row.event_id) },
-      { title: "LPI", right: true, kind: "mono", cell: (row) => lpiLink(finding.vm ?? 0, row.intid) },
-      { title: "vCPUs", kind: "mono", cell: (row) => row.vcpus.join(", ") },
-      { title: "times", right: true, kind: "mono", cell: (row) => number(row.count) },
-      { title: "first", right: true, kind: "mono", cell: (row) => timeLink(row.time_ns) },
-      { title: "last", right: true, kind: "mono", cell: (row) => timeLink(row.end_ns) },
-    ],
-  }), finding.subjects.length < finding.subjects_total ? el("p", { class: "dim" }, `${finding.subjects.length} of ${number(finding.subjects_total)} shown`) : null];
+  return [
+    small({
+      label: `what ${finding.id} hit`,
+      rows: finding.subjects,
+      columns: [
+        { title: "device", right: true, kind: "mono", cell: (row) => hexa(row.device_id) },
+        { title: "event", right: true, kind: "mono", cell: (row) => known(row.event_id) },
+        { title: "LPI", right: true, kind: "mono", cell: (row) => lpiLink(finding.vm ?? 0, row.intid) },
+        { title: "vCPUs", kind: "mono", cell: (row) => row.vcpus.join(", ") },
+        { title: "times", right: true, kind: "mono", cell: (row) => number(row.count) },
+        { title: "first", right: true, kind: "mono", cell: (row) => timeLink(row.time_ns) },
+        { title: "last", right: true, kind: "mono", cell: (row) => timeLink(row.end_ns) },
+      ],
+    }),
+    finding.subjects.length < finding.subjects_total
+      ? el("p", { class: "dim" }, `${finding.subjects.length} of ${number(finding.subjects_total)} shown`)
+      : null,
+  ];
 }

@@ -12,16 +12,36 @@ class Grid {
     this.shown = this.all;
     this.sorted = sort;
     this.active = -1;
-    this.heads = columns.map((column, at) => el("th", {
-      scope: "col", class: `${column.right ? "right" : ""} ${column.wide ? "wide" : ""}`,
-    }, column.value ? button(column.title, () => this.sortBy(at), { class: "sort" }) : el("span", {}, column.title)));
+    this.heads = columns.map((column, at) =>
+      el(
+        "th",
+        {
+          scope: "col",
+          class: `${column.right ? "right" : ""} ${column.wide ? "wide" : ""}`,
+        },
+        column.value ? button(column.title, () => this.sortBy(at), { class: "sort" }) : el("span", {}, column.title),
+      ),
+    );
     this.body = el("tbody");
-    this.table = el("table", { class: "grid", "aria-rowcount": String(this.all.length + 1) },
-      el("caption", { class: "away" }, label), el("thead", {}, el("tr", {}, this.heads)), this.body);
-    this.scroller = el("div", {
-      class: "scroller", tabindex: "0", role: "region", "aria-label": label,
-      onscroll: () => this.draw(), onkeydown: (event) => this.key(event),
-    }, this.table);
+    this.table = el(
+      "table",
+      { class: "grid", "aria-rowcount": String(this.all.length + 1) },
+      el("caption", { class: "away" }, label),
+      el("thead", {}, el("tr", {}, this.heads)),
+      this.body,
+    );
+    this.scroller = el(
+      "div",
+      {
+        class: "scroller",
+        tabindex: "0",
+        role: "region",
+        "aria-label": label,
+        onscroll: () => this.draw(),
+        onkeydown: (event) => this.key(event),
+      },
+      this.table,
+    );
     if (fit) this.scroller.style.setProperty("max-height", `${(fit + 1) * ROW + 14}px`);
     this.node = el("div", { class: "gridbox" }, this.scroller);
     new ResizeObserver(() => this.draw(true)).observe(this.scroller);
@@ -49,7 +69,9 @@ class Grid {
       const value = this.columns[at].value;
       const keyed = rows.map((i) => [value(i), i]);
       const unknown = (each) => !isKnown(each);
-      keyed.sort(([a, i], [b, j]) => unknown(a) - unknown(b) || (a < b ? -1 : a > b ? 1 : 0) * (down ? -1 : 1) || i - j);
+      keyed.sort(
+        ([a, i], [b, j]) => unknown(a) - unknown(b) || (a < b ? -1 : a > b ? 1 : 0) * (down ? -1 : 1) || i - j,
+      );
       rows = keyed.map(([, i]) => i);
     }
     this.shown = rows;
@@ -68,30 +90,65 @@ class Grid {
     if (!anew && this.drawn?.[0] === from && this.drawn?.[1] === to) return;
     this.drawn = [from, to];
     const rows = [];
-    if (from > 0) rows.push(el("tr", { class: "space", "aria-hidden": "true" }, el("td", { colspan: this.columns.length, css: { height: `${from * ROW}px` } })));
+    if (from > 0)
+      rows.push(
+        el(
+          "tr",
+          { class: "space", "aria-hidden": "true" },
+          el("td", { colspan: this.columns.length, css: { height: `${from * ROW}px` } }),
+        ),
+      );
     for (let at = from; at < to; at++) rows.push(this.row(at));
-    if (to < this.shown.length) rows.push(el("tr", { class: "space", "aria-hidden": "true" }, el("td", { colspan: this.columns.length, css: { height: `${(this.shown.length - to) * ROW}px` } })));
-    if (!this.shown.length) rows.push(el("tr", {}, el("td", { colspan: this.columns.length, class: "none" }, this.empty)));
+    if (to < this.shown.length)
+      rows.push(
+        el(
+          "tr",
+          { class: "space", "aria-hidden": "true" },
+          el("td", { colspan: this.columns.length, css: { height: `${(this.shown.length - to) * ROW}px` } }),
+        ),
+      );
+    if (!this.shown.length)
+      rows.push(el("tr", {}, el("td", { colspan: this.columns.length, class: "none" }, this.empty)));
     this.body.replaceChildren(...rows);
   }
 
   row(at) {
     const i = this.shown[at];
     const marks = this.mark?.(i) ?? "";
-    return el("tr", {
-      class: `${marks} ${at === this.active ? "active" : ""} ${this.open ? "opens" : ""}`, "aria-rowindex": String(at + 2),
-      onclick: this.open && ((event) => {
-        if (event.target.closest("a, button") || getSelection().toString()) return;
-        this.active = at;
-        this.open(i);
-        this.draw(true);
-      }),
-    }, this.columns.map((column) => el("td", { class: `${column.right ? "right" : ""} ${column.wide ? "wide" : ""} ${column.kind ?? ""}` }, column.cell(i))));
+    return el(
+      "tr",
+      {
+        class: `${marks} ${at === this.active ? "active" : ""} ${this.open ? "opens" : ""}`,
+        "aria-rowindex": String(at + 2),
+        onclick:
+          this.open &&
+          ((event) => {
+            if (event.target.closest("a, button") || getSelection().toString()) return;
+            this.active = at;
+            this.open(i);
+            this.draw(true);
+          }),
+      },
+      this.columns.map((column) =>
+        el(
+          "td",
+          { class: `${column.right ? "right" : ""} ${column.wide ? "wide" : ""} ${column.kind ?? ""}` },
+          column.cell(i),
+        ),
+      ),
+    );
   }
 
   key(event) {
     const page = Math.max(Math.floor(this.scroller.clientHeight / ROW) - 2, 1);
-    const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -this.shown.length, End: this.shown.length };
+    const steps = {
+      ArrowDown: 1,
+      ArrowUp: -1,
+      PageDown: page,
+      PageUp: -page,
+      Home: -this.shown.length,
+      End: this.shown.length,
+    };
     if (event.target !== this.scroller) return;
     if (event.key in steps) {
       event.preventDefault();
@@ -104,7 +161,8 @@ class Grid {
   }
 
   reveal(at) {
-    const top = at * ROW, height = this.scroller.clientHeight - ROW;
+    const top = at * ROW,
+      height = this.scroller.clientHeight - ROW;
     if (top < this.scroller.scrollTop) this.scroller.scrollTop = top;
     else if (top + ROW > this.scroller.scrollTop + height) this.scroller.scrollTop = top + ROW - height;
     this.draw(true);
@@ -123,24 +181,88 @@ class Grid {
 // A table that is short enough to stand in the page whole.
 function small({ label, columns, rows, mark, none = "none" }) {
   if (!rows.length) return el("p", { class: "none" }, none);
-  return el("div", { class: "scroller plain", tabindex: "0", role: "region", "aria-label": label }, el("table", { class: "grid" }, el("caption", { class: "away" }, label),
-    el("thead", {}, el("tr", {}, columns.map((column) => el("th", { scope: "col", class: `${column.right ? "right" : ""} ${column.wide ? "wide" : ""}` }, column.title)))),
-    el("tbody", {}, rows.map((row) => el("tr", { class: mark?.(row) ?? "" }, columns.map((column) => el("td", { class: `${column.right ? "right" : ""} ${column.wide ? "wide" : ""} ${column.kind ?? ""}` }, column.cell(row))))))));
+  return el(
+    "div",
+    { class: "scroller plain", tabindex: "0", role: "region", "aria-label": label },
+    el(
+      "table",
+      { class: "grid" },
+      el("caption", { class: "away" }, label),
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          columns.map((column) =>
+            el(
+              "th",
+              { scope: "col", class: `${column.right ? "right" : ""} ${column.wide ? "wide" : ""}` },
+              column.title,
+            ),
+          ),
+        ),
+      ),
+      el(
+        "tbody",
+        {},
+        rows.map((row) =>
+          el(
+            "tr",
+            { class: mark?.(row) ?? "" },
+            columns.map((column) =>
+              el(
+                "td",
+                { class: `${column.right ? "right" : ""} ${column.wide ? "wide" : ""} ${column.kind ?? ""}` },
+                column.cell(row),
+              ),
+            ),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 // A search field and choices above a table. `fields`: [{name, label, values}], null values: free text.
 function filters(fields, onchange) {
   const nodes = {};
-  const tell = () => onchange(Object.fromEntries(Object.entries(nodes).map(([name, node]) => [name, node.value.trim()])));
-  const node = el("form", { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() }, fields.filter((field) => !field.values || field.values.length > 1).map((field) => {
-    nodes[field.name] = field.values
-      ? el("select", { onchange: tell }, el("option", { value: "" }, "all"), field.values.map(([value, text]) => el("option", { value }, text)))
-      : el("input", { type: "search", placeholder: field.placeholder, size: "18", oninput: tell, spellcheck: "false", autocomplete: "off" });
-    return el("label", {}, el("span", {}, field.label), nodes[field.name]);
-  }));
+  const tell = () =>
+    onchange(Object.fromEntries(Object.entries(nodes).map(([name, node]) => [name, node.value.trim()])));
+  const node = el(
+    "form",
+    { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() },
+    fields
+      .filter((field) => !field.values || field.values.length > 1)
+      .map((field) => {
+        nodes[field.name] = field.values
+          ? el(
+              "select",
+              { onchange: tell },
+              el("option", { value: "" }, "all"),
+              field.values.map(([value, text]) => el("option", { value }, text)),
+            )
+          : el("input", {
+              type: "search",
+              placeholder: field.placeholder,
+              size: "18",
+              oninput: tell,
+              spellcheck: "false",
+              autocomplete: "off",
+            });
+        return el("label", {}, el("span", {}, field.label), nodes[field.name]);
+      }),
+  );
   return {
     node,
-    set(values) { for (const [name, each] of Object.entries(nodes)) if (document.activeElement !== each) each.value = values[name] ?? ""; },
-    focus() { Object.values(nodes).find((each) => each.type === "search")?.focus(); },
+    set(values) {
+      for (const [name, each] of Object.entries(nodes))
+        if (document.activeElement !== each) each.value = values[name] ?? "";
+    },
+    focus() {
+      Object.values(nodes)
+        .find((each) => each.type === "search")
+        ?.focus();
+    },
   };
 }

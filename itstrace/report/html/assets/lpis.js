@@ -1,20 +1,68 @@
 // All LPIs, and the life of the one that is chosen.
 async function viewLpis(main) {
   await frames();
-  let chosen = null, sought = null;
+  let chosen = null,
+    sought = null;
   const L = F.lpis;
-  const shares = (i) => (L.shares[i] ?? "").split(" ").filter(Boolean).map((part) => part.split(":").map(Number));
-  const cellOf = (name) => (i) => el("span", { title: isKnown(L[name][i]) ? `${number(L[name][i])} ns` : null }, isKnown(L[name][i]) ? duration(L[name][i]) : "");
+  const shares = (i) =>
+    (L.shares[i] ?? "")
+      .split(" ")
+      .filter(Boolean)
+      .map((part) => part.split(":").map(Number));
+  const cellOf = (name) => (i) =>
+    el(
+      "span",
+      { title: isKnown(L[name][i]) ? `${number(L[name][i])} ns` : null },
+      isKnown(L[name][i]) ? duration(L[name][i]) : "",
+    );
   const several = REPORT.vms.length > 1;
   const columns = [
-    ...(several ? [{ title: "VM", right: true, kind: "mono", cell: (i) => String(L.vm[i]), value: (i) => L.vm[i] }] : []),
+    ...(several
+      ? [{ title: "VM", right: true, kind: "mono", cell: (i) => String(L.vm[i]), value: (i) => L.vm[i] }]
+      : []),
     { title: "LPI", right: true, kind: "mono", cell: (i) => lpiLink(L.vm[i], L.intid[i]), value: (i) => L.intid[i] },
-    { title: "device", right: true, kind: "mono", cell: (i) => (isKnown(L.device_id[i]) ? hexa(L.device_id[i]) : ""), value: (i) => L.device_id[i] },
-    { title: "event", right: true, kind: "mono", cell: (i) => (isKnown(L.event_id[i]) ? String(L.event_id[i]) : ""), value: (i) => L.event_id[i] },
-    { title: "findings", right: true, cell: (i) => (L.findings[i] ? el("a", { class: "tight", href: href({ view: "findings", for: L.intid[i] }) }, badge(L.worst[i], number(L.findings[i]))) : ""), value: (i) => L.findings[i] },
+    {
+      title: "device",
+      right: true,
+      kind: "mono",
+      cell: (i) => (isKnown(L.device_id[i]) ? hexa(L.device_id[i]) : ""),
+      value: (i) => L.device_id[i],
+    },
+    {
+      title: "event",
+      right: true,
+      kind: "mono",
+      cell: (i) => (isKnown(L.event_id[i]) ? String(L.event_id[i]) : ""),
+      value: (i) => L.event_id[i],
+    },
+    {
+      title: "findings",
+      right: true,
+      cell: (i) =>
+        L.findings[i]
+          ? el(
+              "a",
+              { class: "tight", href: href({ view: "findings", for: L.intid[i] }) },
+              badge(L.worst[i], number(L.findings[i])),
+            )
+          : "",
+      value: (i) => L.findings[i],
+    },
     { title: "MSIs", right: true, kind: "mono", cell: (i) => number(L.injections[i]), value: (i) => L.injections[i] },
-    { title: "delivered", right: true, kind: "mono", cell: (i) => number(L.deliveries[i]), value: (i) => L.deliveries[i] },
-    { title: "coalesced", right: true, kind: "mono", cell: (i) => number(L.coalesced[i]), value: (i) => L.coalesced[i] },
+    {
+      title: "delivered",
+      right: true,
+      kind: "mono",
+      cell: (i) => number(L.deliveries[i]),
+      value: (i) => L.deliveries[i],
+    },
+    {
+      title: "coalesced",
+      right: true,
+      kind: "mono",
+      cell: (i) => number(L.coalesced[i]),
+      value: (i) => L.coalesced[i],
+    },
     { title: "p50", right: true, kind: "mono", cell: cellOf("p50"), value: (i) => L.p50[i] },
     { title: "p99", right: true, kind: "mono", cell: cellOf("p99"), value: (i) => L.p99[i] },
     { title: "max", right: true, kind: "mono", cell: cellOf("max"), value: (i) => L.max[i] },
@@ -23,10 +71,26 @@ async function viewLpis(main) {
     { title: "on", cell: (i) => truth(L.enabled[i]), value: (i) => L.enabled[i] },
     { title: "delivered on", wide: true, cell: (i) => shareBar(shares(i)), value: (i) => L.shares[i] },
   ];
-  const grid = new Grid({ label: "LPIs", columns, rows: L.rows, fit: 14, open: (i) => change({ lpi: `${L.vm[i]}:${L.intid[i]}` }), mark: (i) => (`${L.vm[i]}:${L.intid[i]}` === chosen ? "chosen" : ""), empty: "no LPI fits" });
-  const bar = filters([{ name: "q", label: "Search", placeholder: "8193, 0x10, error" }], ({ q }) => change({ q: q || null }, { replace: true }));
-  const count = el("span", { class: "dim" }), detail = el("div", { class: "life" });
-  main.append(heading("LPIs", count), bar.node, capped(REPORT.kept.lpis, "LPIs", `itstrace analyze ${REPORT.file} --json -`) ?? "", el("div", { class: "pair" }, grid.node, detail));
+  const grid = new Grid({
+    label: "LPIs",
+    columns,
+    rows: L.rows,
+    fit: 14,
+    open: (i) => change({ lpi: `${L.vm[i]}:${L.intid[i]}` }),
+    mark: (i) => (`${L.vm[i]}:${L.intid[i]}` === chosen ? "chosen" : ""),
+    empty: "no LPI fits",
+  });
+  const bar = filters([{ name: "q", label: "Search", placeholder: "8193, 0x10, error" }], ({ q }) =>
+    change({ q: q || null }, { replace: true }),
+  );
+  const count = el("span", { class: "dim" }),
+    detail = el("div", { class: "life" });
+  main.append(
+    heading("LPIs", count),
+    bar.node,
+    capped(REPORT.kept.lpis, "LPIs", `itstrace analyze ${REPORT.file} --json -`) ?? "",
+    el("div", { class: "pair" }, grid.node, detail),
+  );
   return {
     focus: bar.focus,
     update(where) {
@@ -34,13 +98,29 @@ async function viewLpis(main) {
       if (where.q !== sought) {
         sought = where.q;
         const q = (sought ?? "").toLowerCase();
-        const shown = grid.filter(q ? (i) => [String(L.intid[i]), isKnown(L.device_id[i]) ? hexa(L.device_id[i]) : "", `vcpu ${known(L.target_vcpu[i])}`, L.worst[i] ?? ""].some((text) => text.includes(q)) : null);
+        const shown = grid.filter(
+          q
+            ? (i) =>
+                [
+                  String(L.intid[i]),
+                  isKnown(L.device_id[i]) ? hexa(L.device_id[i]) : "",
+                  `vcpu ${known(L.target_vcpu[i])}`,
+                  L.worst[i] ?? "",
+                ].some((text) => text.includes(q))
+            : null,
+        );
         count.textContent = shown === L.rows ? plural(L.rows, "LPI") : `${number(shown)} of ${number(L.rows)} shown`;
       }
       if (where.lpi === chosen) return;
       chosen = where.lpi ?? null;
       const i = F.lpiByKey.get(chosen);
-      detail.replaceChildren(...(i === undefined ? (chosen ? [el("p", { class: "empty" }, `The report holds no LPI ${chosen}.`)] : []) : [lifeCard(i)]));
+      detail.replaceChildren(
+        ...(i === undefined
+          ? chosen
+            ? [el("p", { class: "empty" }, `The report holds no LPI ${chosen}.`)]
+            : []
+          : [lifeCard(i)]),
+      );
       if (i !== undefined) {
         grid.go(i);
         if (!main.hidden) detail.scrollIntoView({ block: "nearest" });
@@ -53,48 +133,141 @@ async function viewLpis(main) {
 function shareBar(shares) {
   const total = shares.reduce((sum, [, count]) => sum + count, 0);
   if (!total) return "";
-  return el("span", { class: "shares" }, shares.map(([vcpu, count]) => el("span", { class: `share v${vcpu % 6}`, css: { width: `${Math.max((count / total) * 90, 3)}px` }, title: `vCPU ${vcpu}: ${number(count)} of ${number(total)}` })),
-    el("span", { class: "num" }, shares.map(([vcpu, count]) => `${vcpu}: ${number(count)}`).join("  ")));
+  return el(
+    "span",
+    { class: "shares" },
+    shares.map(([vcpu, count]) =>
+      el("span", {
+        class: `share v${vcpu % 6}`,
+        css: { width: `${Math.max((count / total) * 90, 3)}px` },
+        title: `vCPU ${vcpu}: ${number(count)} of ${number(total)}`,
+      }),
+    ),
+    el("span", { class: "num" }, shares.map(([vcpu, count]) => `${vcpu}: ${number(count)}`).join("  ")),
+  );
 }
 
 function lifeCard(i) {
-  const L = F.lpis, vm = L.vm[i], intid = L.intid[i];
+  const L = F.lpis,
+    vm = L.vm[i],
+    intid = L.intid[i];
   const steps = story(vm, intid);
   const outcomes = new Map();
-  for (const k of rowsOf("msis", vm, intid)) outcomes.set(F.msis.outcome[k] ?? "unknown", (outcomes.get(F.msis.outcome[k] ?? "unknown") ?? 0) + 1);
+  for (const k of rowsOf("msis", vm, intid))
+    outcomes.set(F.msis.outcome[k] ?? "unknown", (outcomes.get(F.msis.outcome[k] ?? "unknown") ?? 0) + 1);
   const timed = steps.filter((step) => isKnown(step.time));
   // Where not all is kept, the first stretch in which the LPI was seen at work.
   const worked = REPORT.single.whole ? undefined : timed.find((step) => step.kind === "fill" || step.kind === "msi");
-  const kept = worked && REPORT.single.from_ns.findIndex((begin, at) => begin <= worked.time && worked.time <= REPORT.single.to_ns[at]);
-  const from = worked ? REPORT.single.from_ns[kept] : timed.length ? timed[0].time : 0, to = worked ? REPORT.single.to_ns[kept] : timed.length ? timed.at(-1).time : SPAN;
+  const kept =
+    worked &&
+    REPORT.single.from_ns.findIndex((begin, at) => begin <= worked.time && worked.time <= REPORT.single.to_ns[at]);
+  const from = worked ? REPORT.single.from_ns[kept] : timed.length ? timed[0].time : 0,
+    to = worked ? REPORT.single.to_ns[kept] : timed.length ? timed.at(-1).time : SPAN;
   const room = Math.max((to - from) * 0.02, 1e4);
   const kinds = [...new Set(steps.map((step) => step.kind))];
   const grid = new Grid({
-    label: `life of LPI ${intid}`, rows: steps.length, fit: 18,
+    label: `life of LPI ${intid}`,
+    rows: steps.length,
+    fit: 18,
     mark: (k) => `step-${steps[k].kind} ${steps[k].severity ?? ""}`,
     columns: [
       { title: "time", right: true, kind: "mono", cell: (k) => timeLink(steps[k].time) },
-      { title: "since", right: true, kind: "mono", cell: (k) => (k && isKnown(steps[k].time) && isKnown(steps[k - 1].time) && steps[k].seq !== steps[k - 1].seq ? delta(steps[k].time - steps[k - 1].time) : "") },
-      { title: "cpu", right: true, kind: "mono", cell: (k) => (steps[k].cpu === null ? "" : String(steps[k].cpu).padStart(3, "0")) },
+      {
+        title: "since",
+        right: true,
+        kind: "mono",
+        cell: (k) =>
+          k && isKnown(steps[k].time) && isKnown(steps[k - 1].time) && steps[k].seq !== steps[k - 1].seq
+            ? delta(steps[k].time - steps[k - 1].time)
+            : "",
+      },
+      {
+        title: "cpu",
+        right: true,
+        kind: "mono",
+        cell: (k) => (steps[k].cpu === null ? "" : String(steps[k].cpu).padStart(3, "0")),
+      },
       { title: "kind", cell: (k) => el("span", { class: `kind ${steps[k].kind}` }, steps[k].kind) },
-      { title: "what", wide: true, cell: (k) => (steps[k].finding ? el("a", { href: href({ finding: steps[k].finding }) }, steps[k].text) : steps[k].kind === "command" ? commandLink(steps[k].seq, steps[k].text) : steps[k].text) },
+      {
+        title: "what",
+        wide: true,
+        cell: (k) =>
+          steps[k].finding
+            ? el("a", { href: href({ finding: steps[k].finding }) }, steps[k].text)
+            : steps[k].kind === "command"
+              ? commandLink(steps[k].seq, steps[k].text)
+              : steps[k].text,
+      },
     ],
   });
-  const pick = filters([
-    { name: "text", label: "Search", placeholder: "words" },
-    { name: "kind", label: "Kind", values: kinds.map((kind) => [kind, kind]) },
-  ], ({ text, kind }) => grid.filter((k) => (!kind || steps[k].kind === kind) && (!text || steps[k].text.toLowerCase().includes(text.toLowerCase()))));
+  const pick = filters(
+    [
+      { name: "text", label: "Search", placeholder: "words" },
+      { name: "kind", label: "Kind", values: kinds.map((kind) => [kind, kind]) },
+    ],
+    ({ text, kind }) =>
+      grid.filter(
+        (k) => (!kind || steps[k].kind === kind) && (!text || steps[k].text.toLowerCase().includes(text.toLowerCase())),
+      ),
+  );
   const several = REPORT.vms.length > 1 ? ` --vm ${vm}` : "";
-  return el("article", { class: "card", "aria-label": `LPI ${intid}` },
-    el("div", { class: "cardhead" }, el("h2", {}, `LPI ${intid}`, el("span", { class: "dim" }, ` VM ${vm}`)), el("span", {}, el("a", { class: "permalink", href: href({ lpi: `${vm}:${intid}` }) }, "permalink"), " ", button("close", () => change({ lpi: null })))),
+  return el(
+    "article",
+    { class: "card", "aria-label": `LPI ${intid}` },
+    el(
+      "div",
+      { class: "cardhead" },
+      el("h2", {}, `LPI ${intid}`, el("span", { class: "dim" }, ` VM ${vm}`)),
+      el(
+        "span",
+        {},
+        el("a", { class: "permalink", href: href({ lpi: `${vm}:${intid}` }) }, "permalink"),
+        " ",
+        button("close", () => change({ lpi: null })),
+      ),
+    ),
     facts([
-      ["MSIs", [`${number(L.injections[i])}`, REPORT.single.whole && outcomes.size ? `: ${[...outcomes].sort((a, b) => b[1] - a[1]).map(([name, count]) => `${number(count)} ${name}`).join(", ")}` : ""]],
+      [
+        "MSIs",
+        [
+          `${number(L.injections[i])}`,
+          REPORT.single.whole && outcomes.size
+            ? `: ${[...outcomes]
+                .sort((a, b) => b[1] - a[1])
+                .map(([name, count]) => `${number(count)} ${name}`)
+                .join(", ")}`
+            : "",
+        ],
+      ],
       ["event", isKnown(L.device_id[i]) ? `device ${hexa(L.device_id[i])}, event ${known(L.event_id[i])}` : null],
-      ["delivered on", L.shares[i] ? shareBar(L.shares[i].split(" ").map((part) => part.split(":").map(Number))) : null],
-      ["MSI to list register", isKnown(L.p50[i]) ? `p50 ${duration(L.p50[i])}, p99 ${duration(L.p99[i])}, max ${duration(L.max[i])}` : null],
-      ["findings", L.findings[i] ? REPORT.findings.filter((each) => each.intid === intid && (each.vm === vm || each.vm === null)).map((each, at) => [at ? ", " : "", findingLink(each.id)]) : null],
+      [
+        "delivered on",
+        L.shares[i] ? shareBar(L.shares[i].split(" ").map((part) => part.split(":").map(Number))) : null,
+      ],
+      [
+        "MSI to list register",
+        isKnown(L.p50[i]) ? `p50 ${duration(L.p50[i])}, p99 ${duration(L.p99[i])}, max ${duration(L.max[i])}` : null,
+      ],
+      [
+        "findings",
+        L.findings[i]
+          ? REPORT.findings
+              .filter((each) => each.intid === intid && (each.vm === vm || each.vm === null))
+              .map((each, at) => [at ? ", " : "", findingLink(each.id)])
+          : null,
+      ],
     ]),
     timed.length ? explorer({ vm, intid, from: from - room, to: to + room, numbered: [] }) : null,
-    el("h3", {}, `Its life in ${plural(steps.length, "step")}`), pick.node, grid.node,
-    REPORT.single.whole ? null : el("div", { class: "capped" }, `Single events are kept around what findings rest on, and at some moments between: ${number(rowsOf("msis", vm, intid).length)} of its ${plural(L.injections[i], "MSI")} shown. The whole life:`, shell(`itstrace lpi ${REPORT.file} ${intid}${several}`)));
+    el("h3", {}, `Its life in ${plural(steps.length, "step")}`),
+    pick.node,
+    grid.node,
+    REPORT.single.whole
+      ? null
+      : el(
+          "div",
+          { class: "capped" },
+          `Single events are kept around what findings rest on, and at some moments between: ${number(rowsOf("msis", vm, intid).length)} of its ${plural(L.injections[i], "MSI")} shown. The whole life:`,
+          shell(`itstrace lpi ${REPORT.file} ${intid}${several}`),
+        ),
+  );
 }

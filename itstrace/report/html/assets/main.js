@@ -1,5 +1,13 @@
 // Views, keys, theme, print. A view is made when it is first shown, then told where one is.
-const MAKE = { verdict: viewVerdict, findings: viewFindings, timeline: viewTimeline, tables: viewTables, lpis: viewLpis, commands: viewCommands, coverage: viewCoverage };
+const MAKE = {
+  verdict: viewVerdict,
+  findings: viewFindings,
+  timeline: viewTimeline,
+  tables: viewTables,
+  lpis: viewLpis,
+  commands: viewCommands,
+  coverage: viewCoverage,
+};
 const NEEDS_FRAMES = new Set(["findings", "timeline", "tables", "lpis", "commands"]);
 const made = new Map();
 const main = document.getElementById("main");
@@ -35,24 +43,67 @@ async function make(view, section) {
 function theme(next) {
   const root = document.documentElement;
   if (next) root.dataset.theme = next;
-  try { if (next) localStorage.setItem("itstrace-theme", next); else if (localStorage.getItem("itstrace-theme")) root.dataset.theme = localStorage.getItem("itstrace-theme"); } catch { /* a page from a file may have no storage */ }
+  try {
+    if (next) localStorage.setItem("itstrace-theme", next);
+    else if (localStorage.getItem("itstrace-theme")) root.dataset.theme = localStorage.getItem("itstrace-theme");
+  } catch {
+    /* a page from a file may have no storage */
+  }
   dispatchEvent(new Event("themechange"));
 }
-const isDark = () => document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+const isDark = () =>
+  document.documentElement.dataset.theme
+    ? document.documentElement.dataset.theme === "dark"
+    : matchMedia("(prefers-color-scheme: dark)").matches;
 
 const KEYS = [
-  ["1 to 7", "the sections, in order"], ["/", "search in this section"], ["j, k", "next, previous finding; change of the tables"],
-  ["+, \u2212, \u2190, \u2192, 0", "zoom and move a timeline that has the focus"], ["\u2191, \u2193, Enter", "rows of a table that has the focus"], ["d", "light or dark"], ["?", "this help"],
+  ["1 to 7", "the sections, in order"],
+  ["/", "search in this section"],
+  ["j, k", "next, previous finding; change of the tables"],
+  ["+, \u2212, \u2190, \u2192, 0", "zoom and move a timeline that has the focus"],
+  ["\u2191, \u2193, Enter", "rows of a table that has the focus"],
+  ["d", "light or dark"],
+  ["?", "this help"],
 ];
-const help = el("dialog", { id: "help", "aria-label": "Keys" }, el("h2", {}, "Keys"), el("dl", { class: "facts" }, KEYS.map(([key, what]) => [el("dt", {}, el("kbd", {}, key)), el("dd", {}, what)])),
-  el("p", { class: "dim" }, `itstrace ${REPORT.version}. This page makes no request: everything is in it.`), button("close", () => help.close()));
+const help = el(
+  "dialog",
+  { id: "help", "aria-label": "Keys" },
+  el("h2", {}, "Keys"),
+  el(
+    "dl",
+    { class: "facts" },
+    KEYS.map(([key, what]) => [el("dt", {}, el("kbd", {}, key)), el("dd", {}, what)]),
+  ),
+  el("p", { class: "dim" }, `itstrace ${REPORT.version}. This page makes no request: everything is in it.`),
+  button("close", () => help.close()),
+);
 
 for (const [name, title] of VIEWS) nav.append(el("a", { href: href({ view: name }), "data-view": name }, title));
 document.getElementById("tools").append(
   el("span", { class: "file mono", title: REPORT.capture.path }, REPORT.capture.path.split("/").at(-1)),
-  button("\u25d0", () => theme(isDark() ? "light" : "dark"), { "aria-label": "light or dark", title: "light or dark (d)" }),
-  button("?", () => help.showModal(), { "aria-label": "keys", title: "keys (?)" }));
-document.body.append(help, svg("svg", { class: "away", width: 0, height: 0, "aria-hidden": "true" }, svg("defs", {}, svg("pattern", { id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, svg("rect", { width: 6, height: 6, class: "hatchback" }), svg("line", { x1: 0, y1: 0, x2: 0, y2: 6, class: "hatch" })))));
+  button("\u25d0", () => theme(isDark() ? "light" : "dark"), {
+    "aria-label": "light or dark",
+    title: "light or dark (d)",
+  }),
+  button("?", () => help.showModal(), { "aria-label": "keys", title: "keys (?)" }),
+);
+document.body.append(
+  help,
+  svg(
+    "svg",
+    { class: "away", width: 0, height: 0, "aria-hidden": "true" },
+    svg(
+      "defs",
+      {},
+      svg(
+        "pattern",
+        { id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
+        svg("rect", { width: 6, height: 6, class: "hatchback" }),
+        svg("line", { x1: 0, y1: 0, x2: 0, y2: 6, class: "hatch" }),
+      ),
+    ),
+  ),
+);
 
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) {
@@ -61,8 +112,10 @@ addEventListener("keydown", (event) => {
   }
   const { does } = made.get(route().view) ?? {};
   if (/^[1-7]$/.test(event.key)) go({ view: VIEWS[Number(event.key) - 1][0] });
-  else if (event.key === "/") { event.preventDefault(); does?.focus?.(); }
-  else if (event.key === "?") help.showModal();
+  else if (event.key === "/") {
+    event.preventDefault();
+    does?.focus?.();
+  } else if (event.key === "?") help.showModal();
   else if (event.key === "d") theme(isDark() ? "light" : "dark");
   else does?.keys?.[event.key]?.(event);
 });
@@ -74,12 +127,20 @@ async function printable() {
   if (document.getElementById("paper")) return;
   const paper = el("div", { id: "paper" });
   viewVerdict(paper);
-  paper.append(el("h2", {}, "Findings"), ...inStories(REPORT.findings).slice(0, PRINTED).map(([finding]) => findingCard(finding)));
-  if (REPORT.findings.length > PRINTED) paper.append(el("p", {}, `${PRINTED} of ${number(REPORT.findings.length)} findings printed`));
+  paper.append(
+    el("h2", {}, "Findings"),
+    ...inStories(REPORT.findings)
+      .slice(0, PRINTED)
+      .map(([finding]) => findingCard(finding)),
+  );
+  if (REPORT.findings.length > PRINTED)
+    paper.append(el("p", {}, `${PRINTED} of ${number(REPORT.findings.length)} findings printed`));
   viewCoverage(paper);
   document.body.append(paper);
 }
-addEventListener("beforeprint", () => { printable(); });
+addEventListener("beforeprint", () => {
+  printable();
+});
 
 // For whoever opens the console: the data of the page, and the functions that read it.
 globalThis.itstrace = Object.freeze({ report: REPORT, frames, story, seconds, duration, parseTime, fieldsOf });
@@ -87,7 +148,17 @@ globalThis.itstrace = Object.freeze({ report: REPORT, frames, story, seconds, du
 addEventListener("hashchange", show);
 theme();
 // The verdict is drawn first; then everything is unpacked, so that all else, paper included, finds it there.
-show().then(() => requestAnimationFrame(() => setTimeout(frames))).catch((error) => {
-  main.append(el("p", { class: "empty" }, "DecompressionStream" in globalThis ? `The report could not be drawn: ${error}` : "This browser is too old for this report: it cannot unpack its data. Any browser of 2023 or later can."));
-  throw error;
-});
+show()
+  .then(() => requestAnimationFrame(() => setTimeout(frames)))
+  .catch((error) => {
+    main.append(
+      el(
+        "p",
+        { class: "empty" },
+        "DecompressionStream" in globalThis
+          ? `The report could not be drawn: ${error}`
+          : "This browser is too old for this report: it cannot unpack its data. Any browser of 2023 or later can.",
+      ),
+    );
+    throw error;
+  });

@@ -20,7 +20,12 @@ function fixed(value, digits) {
 function duration(span) {
   if (!isKnown(span)) return "?";
   const size = Math.abs(span);
-  const units = [["ns", 1], ["us", 1e3], ["ms", 1e6], ["s", 1e9]];
+  const units = [
+    ["ns", 1],
+    ["us", 1e3],
+    ["ms", 1e6],
+    ["s", 1e9],
+  ];
   const [unit, scale] = units.find(([name, scale]) => size / scale < 999.5 || name === "s");
   const value = size / scale;
   const digits = unit === "ns" || value >= 99.95 ? 0 : value >= 9.995 ? 1 : 2;
@@ -34,7 +39,8 @@ const known = (value) => (isKnown(value) ? String(value) : "?");
 const truth = (value) => (isKnown(value) ? (value ? "yes" : "no") : "?");
 const priority = (value) => (isKnown(value) ? `0x${value.toString(16).padStart(2, "0")}` : "?");
 const plural = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
-const listed = (words) => (words.length < 3 ? words.join(" and ") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`);
+const listed = (words) =>
+  words.length < 3 ? words.join(" and ") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;
 
 // A time as somebody writes it (1350.325229, +3.2, -1) to an offset; null where it names none in the capture.
 // To the microsecond it takes in every record that is printed with it (itstrace/instants.py).

@@ -1,13 +1,22 @@
 // Where one is, in the part of the address behind #: view, finding, lpi, command, t, and what each view filters by.
 const VIEWS = [
-  ["verdict", "Verdict"], ["findings", "Findings"], ["timeline", "Timeline"], ["tables", "Tables"],
-  ["lpis", "LPIs"], ["commands", "Commands"], ["coverage", "Coverage"],
+  ["verdict", "Verdict"],
+  ["findings", "Findings"],
+  ["timeline", "Timeline"],
+  ["tables", "Tables"],
+  ["lpis", "LPIs"],
+  ["commands", "Commands"],
+  ["coverage", "Coverage"],
 ];
 const OF = { finding: "findings", lpi: "lpis", command: "commands", t: "tables" };
 
 function route() {
   const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-  const view = VIEWS.some(([name]) => name === given.view) ? given.view : Object.keys(OF).filter((key) => key in given).map((key) => OF[key])[0] ?? "verdict";
+  const view = VIEWS.some(([name]) => name === given.view)
+    ? given.view
+    : (Object.keys(OF)
+        .filter((key) => key in given)
+        .map((key) => OF[key])[0] ?? "verdict");
   return { ...given, view };
 }
 
