@@ -40,33 +40,11 @@ function viewCoverage(main) {
           { class: "card" },
           el("h2", {}, "What was not, and how to record it"),
           REPORT.missing.length
-            ? REPORT.missing
-                .map((one) =>
-                  el(
-                    "div",
-                    { class: "missing" },
-                    el("h3", { class: "mono" }, one.observation),
-                    el("p", {}, one.what),
-                    one.record.length
-                      ? el(
-                          "p",
-                          {},
-                          "Record ",
-                          one.record.map(([event, func], at) => [
-                            at ? ", " : "",
-                            el("code", {}, event),
-                            el("span", { class: "dim" }, ` (${func})`),
-                          ]),
-                          ".",
-                        )
-                      : el("p", { class: "dim" }, `No log of ${REPORT.host} tells it.`),
-                    one.stops.length
-                      ? el("p", { class: "dim" }, `Without it could not run: ${listed(one.stops)}.`)
-                      : null,
-                  ),
-                )
-                .concat(el("p", { class: "dim" }, "How each probe is defined stands in docs/recording.md of itstrace."))
+            ? REPORT.missing.map(missingCard)
             : el("p", {}, "Everything that a rule needs was recorded."),
+          REPORT.missing.some((one) => one.record.length)
+            ? el("p", { class: "dim" }, "docs/recording.md of itstrace has the whole set of probes.")
+            : null,
         ),
         el(
           "section",
@@ -143,5 +121,37 @@ function viewCoverage(main) {
         ),
       ),
     ),
+  );
+}
+
+// One observation that the capture lacks: what it would tell, which probes give it, and the lines that record them.
+function missingCard(one) {
+  const lines = one.record.map((probe) => probe.how).filter(Boolean);
+  const options = lines.filter((line) => line.startsWith("-e "));
+  const probes = lines.filter((line) => !line.startsWith("-e "));
+  const groups = [...new Set(probes.map((line) => `-e ${line.replace(/^[^:]*:/, "").split("/")[0]}`))];
+  return el(
+    "div",
+    { class: "missing" },
+    el("h3", {}, el("span", { class: "mono" }, one.observation), el("span", { class: "dim" }, ` ${one.what}`)),
+    one.stops.length ? el("p", {}, `Without it could not run: ${listed(one.stops)}.`) : null,
+    one.record.length
+      ? el(
+          "p",
+          {},
+          "Record ",
+          one.record.map((probe, at) => [
+            at ? ", " : "",
+            el("code", {}, probe.event),
+            el("span", { class: "dim" }, ` (${probe.function})`),
+          ]),
+          probes.length ? ". As root on the host:" : options.length ? ":" : ".",
+        )
+      : el("p", { class: "dim" }, `No log of ${REPORT.host} tells it.`),
+    probes.map((line) => shell(`echo '${line}' >> /sys/kernel/tracing/dynamic_events`)),
+    lines.length ? shell(`trace-cmd record -C mono ${[...groups, ...options].join(" ")}`) : null,
+    probes.some((line) => line.includes("VGIC_LR"))
+      ? el("p", { class: "dim" }, "VGIC_LR is the offset of vgic_lr[] in struct kvm_vcpu of that very kernel (pahole).")
+      : null,
   );
 }

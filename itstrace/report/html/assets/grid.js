@@ -233,7 +233,7 @@ function filters(fields, onchange) {
     "form",
     { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() },
     fields
-      .filter((field) => !field.values || field.values.length > 1)
+      .filter((field) => !field.values || field.values.length)
       .map((field) => {
         nodes[field.name] = field.values
           ? el(
@@ -256,8 +256,14 @@ function filters(fields, onchange) {
   return {
     node,
     set(values) {
-      for (const [name, each] of Object.entries(nodes))
-        if (document.activeElement !== each) each.value = values[name] ?? "";
+      for (const [name, each] of Object.entries(nodes)) {
+        if (document.activeElement === each) continue;
+        const value = values[name] ?? "";
+        // A link may ask for what does not occur: it is shown, as what hides the rows.
+        if (each.options && ![...each.options].some((option) => option.value === value))
+          each.append(el("option", { value }, `${value} (0)`));
+        each.value = value;
+      }
     },
     focus() {
       Object.values(nodes)
