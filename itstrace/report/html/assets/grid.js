@@ -245,7 +245,7 @@ function filters(fields, onchange) {
           : el("input", {
               type: "search",
               placeholder: field.placeholder,
-              size: "18",
+              size: String(Math.max(18, field.placeholder.length + 2)),
               oninput: tell,
               spellcheck: "false",
               autocomplete: "off",

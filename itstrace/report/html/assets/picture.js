@@ -420,7 +420,8 @@ function stretchOf(finding) {
 // Whose path shows a finding: {vm, intid}; an intid of null is all LPIs of the VM. Null where nothing can be drawn.
 function pathOf(finding) {
   const vm = finding.vm ?? (REPORT.vms.length === 1 ? REPORT.vms[0].vm : null);
-  if (vm === null || finding.time_ns === null) return null;
+  // What is said of the capture itself, with no record to show, happened nowhere.
+  if (vm === null || finding.time_ns === null || (finding.kind === "evidence" && !finding.evidence.length)) return null;
   return { vm, intid: finding.intid ?? finding.subjects.find((one) => one.intid !== null)?.intid ?? null };
 }
 
