@@ -15,8 +15,8 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent / "tests"))
 
-from helpers.browser import CHROMIUM, DRIVER, Browser
-from helpers.perfetto_ui import PerfettoUi, pages
+from helpers.browser import CHROMIUM, DRIVER, Browser  # noqa: E402  where the tests keep it
+from helpers.perfetto_ui import PerfettoUi, pages  # noqa: E402
 
 SAMPLE = Path("sample-traces") / "6.12-double-delivery.dat"
 #: By the picture's name: the address in the page, the height of the window, and what is there once it is drawn.
