@@ -41,6 +41,7 @@ def declared(rule: Rule) -> str:
     """What a rule declares besides: what its findings make one suspect, how it hangs together with others, its numbers."""
     causes = [other for other in RULES.values() if rule.code in other.leads_to]
     facts = {
+        "The verdict says": rule.claim,
         "The guest sees": rule.guest_sees,
         "Suspect": ", ".join(f"`{name}`" for name in rule.suspect),
         "Follows from": ", ".join(map(linked, causes)),

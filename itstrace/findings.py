@@ -7,7 +7,7 @@ lost, doubled, late), evidence (the capture cannot tell).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,6 +39,16 @@ class Severity(StrEnum):
     def rank(self) -> int:
         """0 for the worst; larger is milder."""
         return list(Severity).index(self)
+
+
+class Harm(IntEnum):
+    """What it does to the guest, the worst first: what leads among findings of one severity and kind."""
+
+    GONE = 0  # an interrupt never comes
+    TWICE = 1  # one comes that nobody sent
+    WRONG = 2  # state or a place that is not what it has to be
+    LATE = 3
+    REFUSED = 4  # what was asked for was refused
 
 
 class Confidence(StrEnum):
@@ -140,6 +150,9 @@ class Finding:
     capture_next: str = ""
     #: Commands (seq) that it holds responsible, or says were not carried out: what stories are linked by.
     blames: tuple[int, ...] = ()
+    #: The rule's name as a clause: "KVM had one LPI live on two vCPUs at once".
+    claim: str = ""
+    harm: Harm = Harm.WRONG
     #: Unique in one analysis, and the same each time: `ITS401`, or `ITS401-2` for a second one.
     id: str = ""
     #: Ids of the findings that this one follows from, and of those that follow from it.

@@ -536,6 +536,7 @@ _FINDING: _Columns = {
     "count": pl.UInt64,
     "message": pl.String,
     "advice": pl.String,
+    "claim": pl.String,
     "mechanism": pl.String,
     "worst": pl.String,
     "measure": pl.Float64,

@@ -102,6 +102,7 @@ def finding_document(finding: Finding, against: Compared | None = None) -> Docum
         "id": finding.id,
         "code": finding.code,
         "name": finding.name,
+        "claim": finding.claim,
         "kind": str(finding.kind),
         "severity": str(finding.severity),
         "confidence": str(finding.confidence),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from itstrace.findings import Kind, Severity
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from itstrace.findings import Finding, Severity
+    from itstrace.findings import Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,13 @@ def tales(found: Sequence[Finding]) -> list[Tale]:
         tale = Tale(found[at], tuple(found[each] for each in mine), tuple(found[each] for each in elsewhere))
         made.append((min([at, *mine]), tale))
     return [tale for _, tale in sorted(made, key=lambda one: one[0])]
+
+
+def by_kind(found: Sequence[Finding]) -> list[list[Tale]]:
+    """What a verdict tells: the tales that are more than notes, by the kind of their cause, what matters most first."""
+    loud = [tale for tale in tales(found) if tale.severity is not Severity.NOTE]
+    groups = [mine for kind in Kind if (mine := [tale for tale in loud if tale.cause.kind is kind])]
+    return sorted(groups, key=lambda each: (each[0].severity.rank, each[0].cause.kind.rank))
 
 
 def _following(

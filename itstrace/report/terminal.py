@@ -14,7 +14,7 @@ from itstrace.report.coverage import coverage
 from itstrace.report.finding import STYLES, Naming, Teller, host
 from itstrace.report.layout import Cell, Column, Sheet, facts, table
 from itstrace.report.state import State, its_name, right
-from itstrace.report.tales import Tale, tales
+from itstrace.report.tales import Tale, by_kind, tales
 from itstrace.report.text import hexa, listed, number, plain, plural, size
 from itstrace.units import duration, seconds
 
@@ -35,11 +35,14 @@ _MARKER_SHOWN: Final = 60
 #: The codes that a headline names besides the first.
 _CODES_NAMED: Final = 4
 
-_WRONG: Final = {
-    Kind.HOST: "KVM departs from its guest's ITS commands",
-    Kind.LIFE: "Interrupts went astray",
-    Kind.GUEST: "The guest's ITS commands are wrong",
+#: What a finding says whose rule has no words for it, as those of other packages may.
+_CLAIMS: Final = {
+    Kind.HOST: "KVM departs from the guest's commands",
+    Kind.LIFE: "interrupts went astray",
+    Kind.GUEST: "the guest's commands are wrong",
 }
+#: Where so large a share of the rules could not run, "nothing wrong" has to say so in the same breath.
+_MUCH_UNSEEN: Final = 0.15
 
 
 def report(
@@ -108,22 +111,28 @@ def sentences(
 ) -> Iterator[tuple[str, str]]:
     """The verdict, sentence by sentence, each with the style that it is set in."""
     fresh = [one for one in analysis.findings if against is None or not against.is_known(one)]
-    real = tales([finding for finding in fresh if finding.kind is not Kind.EVIDENCE])
-    worst = min((tale.severity for tale in real), key=lambda severity: severity.rank, default=Severity.NOTE)
-    wrong = [] if worst is Severity.NOTE else [tale for tale in real if tale.severity is worst]
-    for kind, words in _WRONG.items():
-        mine = [tale for tale in wrong if tale.cause.kind is kind]
-        if mine:
-            yield f"{_claim(words, analysis, naming)}: {_headline(mine, naming)}.", STYLES[worst]
-    if not wrong:
+    loud = by_kind([finding for finding in fresh if finding.kind is not Kind.EVIDENCE])
+    for mine in loud:
+        yield _headline(mine, analysis, naming), STYLES[mine[0].severity]
+    partly = len(analysis.skipped) >= _MUCH_UNSEEN * rules
+    if not loud:
         style = "bold" if analysis.skipped else "bold green"
-        as_before = against is not None and len(fresh) < len(analysis.findings)
-        yield "Nothing new is wrong." if as_before else "Nothing wrong was found.", style
-        if not as_before:
-            yield _went_through(analysis), ""
+        if against is not None and len(fresh) < len(analysis.findings):
+            yield "Nothing new is wrong.", style
+        else:
+            unseen = f" in what was recorded; {_not_run(analysis, rules)}" if partly else ""
+            yield f"Nothing wrong was found{unseen}.", style
+            yield _went_through(analysis, partly=partly), ""
     if against is not None:
         yield _against(analysis, against), ""
-    yield _sureness(analysis, [tale.cause for tale in wrong], rules), ""
+    yield (
+        _sureness(analysis, [tale.cause for mine in loud for tale in mine], rules, told=partly and not loud),
+        "",
+    )
+
+
+def _not_run(analysis: Analysis, rules: int) -> str:
+    return f"{len(analysis.skipped)} of {rules} rules could not run (not recorded)"
 
 
 def _against(analysis: Analysis, against: Compared) -> str:
@@ -145,35 +154,33 @@ def _codes(codes: Sequence[str]) -> str:
     return _some([f"{code} {count} times" if count > 1 else code for code, count in Counter(codes).items()])
 
 
-def _claim(words: str, analysis: Analysis, naming: Naming) -> str:
-    claim = words.replace("KVM", naming.host)
-    return claim if analysis.info.tells_losses else f"If no records were lost, {claim[0].lower()}{claim[1:]}"
-
-
-def _headline(mine: Sequence[Tale], naming: Naming) -> str:
-    """The first cause of a kind and what follows from it, and how many more causes there are, by name."""
+def _headline(mine: Sequence[Tale], analysis: Analysis, naming: Naming) -> str:
+    """The first cause of a kind and what follows from it, and how many more causes there are, by code."""
     first, effects = mine[0].cause, mine[0].effects
-    subject = naming.brief(first)
-    parts = [f"{first.name} ({first.code}){f' on {subject}' if subject else ''}"]
+    claim = first.claim or f"{_CLAIMS[first.kind].replace('KVM', naming.host)}, {first.name}"
+    if not analysis.info.tells_losses:
+        claim = f"if no records were lost, {claim}"
+    parts = [naming.brief(first)]
+    parts += [f"{first.count:,} times"] if first.count > 1 else []
     if first.time_ns is not None:
         parts += [f"{'first ' if first.count > 1 else ''}at {seconds(first.time_ns)}"]
-    parts += [f"{first.count:,} times"] if first.count > 1 else []
-    said = ", ".join(parts)
+    about = ", ".join(part for part in parts if part)
+    said = f"{claim[0].upper()}{claim[1:]} ({first.code}){': ' if about else ''}{about}"
     if effects:
         follow = list(dict.fromkeys(f"{effect.name} ({effect.code})" for effect in effects))
         said += f"; from it {'follow' if len(follow) > 1 else 'follows'} {_some(follow)}"
     others = [tale.cause.code for tale in mine[1:]]
-    if not others:
-        return said
-    what = "more cause" if any(tale.effects for tale in mine) else "more finding"
-    return f"{said}; and {plural(len(others), what)} ({_some(list(dict.fromkeys(others)))})"
+    if others:
+        what = "more cause" if any(tale.effects for tale in mine) else "more finding"
+        said += f"; and {plural(len(others), what)} ({_some(list(dict.fromkeys(others)))})"
+    return f"{said}."
 
 
 def _some(words: list[str]) -> str:
     return listed(words) if len(words) <= _CODES_NAMED else f"{', '.join(words[:_CODES_NAMED])} and others"
 
 
-def _went_through(analysis: Analysis) -> str:
+def _went_through(analysis: Analysis, *, partly: bool) -> str:
     total = figures.traffic(analysis).total
     parts = []
     if figures.observed(analysis.observations)["COMMANDS"].rows is not None:
@@ -185,33 +192,38 @@ def _went_through(analysis: Analysis) -> str:
     extra = f"; {tally(analysis.findings)} below" if analysis.findings else ""
     if not parts:
         return f"But neither ITS commands nor MSIs were recorded{extra}."
-    return f"{listed(parts)} agree with the model{extra}."
+    how = "were gone through" if partly else "agree with the model"
+    return f"{listed(parts)} {how}{extra}."
 
 
-def _sureness(analysis: Analysis, wrong: Sequence[Finding], rules: int) -> str:
+def _sureness(analysis: Analysis, wrong: Sequence[Finding], rules: int, *, told: bool) -> str:
+    """How sure the verdict is; `told`: how many rules could not run was said before."""
     parts = []
     if wrong:
         sure = Counter(finding.confidence for finding in wrong)
         if len(wrong) == 1:
             parts.append(f"This is {wrong[0].confidence}")
         elif len(sure) == 1:
-            parts.append(f"All {len(wrong)} are {wrong[0].confidence}")
+            both = "Both" if len(wrong) == 2 else f"All {len(wrong)}"
+            parts.append(f"{both} causes are {wrong[0].confidence}")
         else:
-            parts.append(
-                f"Of these {listed([f'{sure[level]} are {level}' for level in Confidence if sure[level]])}"
-            )
+            levels = [(level, sure[level]) for level in Confidence if sure[level]]
+            are = [f"{count} {'is' if count == 1 else 'are'} {level}" for level, count in levels]
+            parts.append(f"Of these {len(wrong)} causes {listed(are)}")
     if analysis.gaps.height:
         parts.append(f"records were lost in {plural(analysis.gaps.height, 'place')}")
     if analysis.damage:
         parts.append("the file is damaged")
     if not analysis.observations.itss["complete"].all():
         parts.append("the capture begins with tables already in use")
-    if analysis.skipped:
-        parts.append(f"{len(analysis.skipped)} of {rules} rules could not run for want of recordings")
+    if analysis.skipped and not told:
+        parts.append(_not_run(analysis, rules))
     if not analysis.info.tells_losses:
         parts.append("whether records were lost is not told")
     elif not analysis.gaps.height and not analysis.skipped and not analysis.damage:
         parts.append(f"all {rules} rules ran and no records were lost")
+    if not parts:
+        return "No records were lost."
     text = f"{'; '.join(parts)}."
     return text[0].upper() + text[1:]
 

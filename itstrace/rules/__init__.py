@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from itstrace.errors import UsageError
-from itstrace.findings import Confidence, Evidence, Finding, Kind, KnownBug, Severity, SkippedRule, Subject
+from itstrace.findings import (
+    Confidence,
+    Evidence,
+    Finding,
+    Harm,
+    Kind,
+    KnownBug,
+    Severity,
+    SkippedRule,
+    Subject,
+)
 from itstrace.observe import OBSERVATIONS, Observations
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.causes import linked, named, one_per_cause
@@ -34,6 +44,7 @@ __all__ = [
     "Confidence",
     "Evidence",
     "Finding",
+    "Harm",
     "Kind",
     "KnownBug",
     "Plugin",
@@ -140,7 +151,9 @@ def check(
     if any(one.code == CLOCKS and one.severity is not Severity.NOTE for one in found):
         # What a guest put into its queue stays in that order.
         found = [one if one.kind is Kind.GUEST else _in_doubt(one, _CLOCKS_DOUBT) for one in found]
-    found.sort(key=lambda f: (f.severity.rank, f.kind.rank, f.confidence.rank, f.code, f.time_ns or 0))
+    found.sort(
+        key=lambda f: (f.severity.rank, f.kind.rank, f.confidence.rank, f.harm, f.code, f.time_ns or 0)
+    )
     found = linked(named(found), rules)
     found = [replace(one, known_bugs=known_bugs(one, kernel)) for one in found]
     return _with_evidence(found, observations, history), skipped

@@ -97,6 +97,8 @@ class Case:
             "advice": self.rule.section("What to do"),
             "suspect": self.rule.suspect,
             "guest_saw": self.rule.guest_sees,
+            "claim": self.rule.claim.replace("KVM", self.host),
+            "harm": self.rule.harm,
             **details,
         }
         return Finding(

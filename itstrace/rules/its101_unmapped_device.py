@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     "ITS101",
     kind=Kind.GUEST,
     severity=Severity.ERROR,
+    claim="the guest uses a device that is not mapped",
     needs=("COMMANDS",),
     guest_sees=SKIPPED,
     leads_to=("ITS102", "ITS302"),

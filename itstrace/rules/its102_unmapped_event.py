@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     "ITS102",
     kind=Kind.GUEST,
     severity=Severity.ERROR,
+    claim="the guest uses an event that is not mapped",
     needs=("COMMANDS",),
     guest_sees=SKIPPED,
 )

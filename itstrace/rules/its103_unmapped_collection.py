@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     "ITS103",
     kind=Kind.GUEST,
     severity=Severity.ERROR,
+    claim="the guest uses a collection that is not mapped",
     needs=("COMMANDS",),
     guest_sees=SKIPPED,
     leads_to=("ITS102", "ITS302"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     "ITS104",
     kind=Kind.GUEST,
     severity=Severity.ERROR,
+    claim="the guest names an id beyond its limit",
     needs=("COMMANDS",),
     guest_sees=SKIPPED,
     leads_to=("ITS101", "ITS102", "ITS103", "ITS302"),

@@ -27,6 +27,7 @@ _GICV4 = {f"qemu_cmd_{name}" for name in ("vmapi", "vmapti", "vmapp", "vmovp", "
     "ITS105",
     kind=Kind.GUEST,
     severity=Severity.WARNING,
+    claim="the guest queued a command that does not exist here",
     needs=("COMMANDS",),
     guest_sees="Nothing: the command is skipped silently.",
 )

@@ -22,6 +22,7 @@ _SHARED = "Interrupts of one event that come by the other's LPI and on the other
     "ITS106",
     kind=Kind.GUEST,
     severity=Severity.ERROR,
+    claim="the guest mapped one LPI by two events",
     needs=("COMMANDS",),
     leads_to=("ITS102", "ITS302", "ITS402"),
 )

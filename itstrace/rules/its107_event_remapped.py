@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     "ITS107",
     kind=Kind.GUEST,
     severity=Severity.WARNING,
+    claim="the guest mapped an event anew that was mapped",
     needs=("COMMANDS",),
     guest_sees="Interrupts of the event by its old LPI and on its old CPU; the new LPI never comes.",
 )

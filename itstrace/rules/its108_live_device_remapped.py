@@ -23,6 +23,7 @@ _NAMED = 6
     "ITS108",
     kind=Kind.GUEST,
     severity=Severity.WARNING,
+    claim="the guest mapped a device anew that still had events",
     needs=("COMMANDS",),
     leads_to=("ITS102", "ITS302"),
 )

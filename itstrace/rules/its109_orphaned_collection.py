@@ -23,6 +23,7 @@ _NAMED = 6
     "ITS109",
     kind=Kind.GUEST,
     severity=Severity.ERROR,
+    claim="the guest unmapped a collection that events use",
     needs=("COMMANDS",),
     guest_sees="No interrupts of these events any more, and commands that move or discard them have no effect.",
     leads_to=("ITS103", "ITS302", "ITS603"),

@@ -63,6 +63,7 @@ class _Place:
     "ITS110",
     kind=Kind.GUEST,
     severity=Severity.ERROR,
+    claim="the guest's ITTs lie over one another, or over another table",
     needs=("COMMANDS",),
     guest_sees="On KVM nothing, until tables are saved and restored (migration); on hardware wrong or no interrupts.",
     leads_to=("ITS601",),

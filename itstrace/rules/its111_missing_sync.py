@@ -71,6 +71,7 @@ class _Relied:
     "ITS111",
     kind=Kind.GUEST,
     severity=Severity.NOTE,
+    claim="the guest relies on a command before any SYNC",
     needs=("COMMANDS",),
     guest_sees="Nothing on KVM, whose commands are complete when CREADR has passed them.",
 )

@@ -27,6 +27,7 @@ _RECORD = "the guest's LPI configuration table at that time: --seed with a folde
     "ITS112",
     kind=Kind.GUEST,
     severity=Severity.WARNING,
+    claim="the guest changed an LPI's configuration and sent no INV",
     needs=("COMMANDS", "QUEUEINGS", "CONFIGS"),
     guest_sees="An interrupt that it has enabled and that never comes, or comes only when something else makes KVM read again.",
 )

@@ -23,7 +23,13 @@ _LEFT = "commands left for a disabled ITS"
 _WAITED = "GITS_CREADR stands still, and the commands have no effect until the ITS is enabled."
 
 
-@rule("ITS113", kind=Kind.GUEST, severity=Severity.WARNING, needs=("COMMANDS", "REGISTER_WRITES"))
+@rule(
+    "ITS113",
+    kind=Kind.GUEST,
+    severity=Severity.WARNING,
+    claim="the guest misuses the command queue or the tables",
+    needs=("COMMANDS", "REGISTER_WRITES"),
+)
 def queue_misuse(case: Case) -> Iterator[Finding]:
     """The guest uses the command queue or the table registers against their rules.
 

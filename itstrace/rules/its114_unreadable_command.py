@@ -22,6 +22,7 @@ _NAMED, _BLAMED = 6, 64
     "ITS114",
     kind=Kind.GUEST,
     severity=Severity.ERROR,
+    claim="a command of the guest could not be read",
     needs=("COMMANDS",),
     guest_sees="Nothing: CREADR goes on, and the command has no effect.",
     leads_to=("ITS101", "ITS102", "ITS103", "ITS203", "ITS302"),

@@ -37,6 +37,7 @@ _MECHANISMS: Final = {
     "ITS201",
     kind=Kind.HOST,
     severity=Severity.ERROR,
+    claim="KVM sent an MSI by a stale translation",
     needs=("COMMANDS", "INJECTIONS", "QUEUEINGS"),
     suspect=_DROP,
     guest_sees="An interrupt that it has taken down, or the wrong one.",

@@ -25,6 +25,7 @@ _SILENT = "vgic_its_invalidate_cache never fired in this capture, and may not ha
     "ITS202",
     kind=Kind.HOST,
     severity=Severity.ERROR,
+    claim="KVM kept translations cached that it had to drop",
     needs=("COMMANDS", "INVALIDATIONS"),
     suspect=("vgic_its_invalidate_cache",),
     guest_sees="Interrupts that it took down or changed still come as they were.",

@@ -28,6 +28,7 @@ _REFUSED: Final = "the tables lack what a command put there"
     "ITS203",
     kind=Kind.HOST,
     severity=Severity.ERROR,
+    claim="KVM's tables are not what the guest's commands make of them",
     needs=("COMMANDS", "INJECTIONS"),
     suspect=("vgic_its_handle_command", *_LOOKUP),
     guest_sees="The wrong interrupt, one that it has taken down, or none.",

@@ -24,6 +24,7 @@ _RDBASE = 0xFFFF_FFFF  # Kernel: vgic-its.c:its_cmd_get_target_addr takes 32 bit
     "ITS204",
     kind=Kind.HOST,
     severity=Severity.ERROR,
+    claim="KVM's MOVALL moved LPIs that were not its source's",
     needs=("COMMANDS",),
     suspect=("vgic_its_cmd_handle_movall", "update_affinity"),
     guest_sees="Interrupts come to a vCPU to which it never moved them.",

@@ -33,6 +33,7 @@ _UNREAD: Final = "the property byte was not read"
     "ITS205",
     kind=Kind.HOST,
     severity=Severity.ERROR,
+    claim="KVM did not take over an LPI's configuration",
     needs=("CONFIGS",),
     suspect=("update_lpi_config",),
     guest_sees="Enabling an interrupt, disabling it or changing its priority has no effect.",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     "ITS206",
     kind=Kind.HOST,
     severity=Severity.WARNING,
+    claim="KVM dropped one ITS's translations twice at once",
     needs=("INVALIDATIONS", "INVALIDATION_ENDS"),
     suspect=("vgic_its_invalidate_cache",),
 )

@@ -75,6 +75,7 @@ _HANDLERS: Final = {"MAPTI": "mapi", "MAPI": "mapi"}
     "ITS207",
     kind=Kind.HOST,
     severity=Severity.ERROR,
+    claim="KVM did not do what a command said",
     needs=("COMMANDS",),
     suspect=("vgic_its_handle_command",),
     leads_to=(

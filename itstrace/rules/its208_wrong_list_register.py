@@ -25,6 +25,7 @@ _STATES = {0: "inactive", 1: "pending", 2: "active", 3: "pending and active"}
     "ITS208",
     kind=Kind.HOST,
     severity=Severity.ERROR,
+    claim="KVM wrote another LPI into a list register than it meant to",
     needs=("LIST_REGISTERS", "FILL_RETURNS"),
     suspect=("vgic_v3_populate_lr",),
     guest_sees="Another interrupt than the one that was raised, or none.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from itstrace.findings import Confidence, Finding, Kind, Severity
+from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.rules._unheld import left_latched, lost
 from itstrace.rules._waiting import LPI
 from itstrace.rules.case import Case, first_some
@@ -66,6 +66,8 @@ _FLUSHED: Final = "EnableLPIs=0 took it off its list and left its latch set"
     "ITS301",
     kind=Kind.LIFE,
     severity=Severity.ERROR,
+    claim="an interrupt was lost",
+    harm=Harm.GONE,
     needs=("QUEUEINGS", "LIST_REGISTERS"),
     suspect=("vgic_queue_irq_unlock",),
     guest_sees="an interrupt that never comes, or comes only with the next one of its device",

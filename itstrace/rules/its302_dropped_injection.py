@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from itstrace.findings import Confidence, Finding, Kind, Severity
+from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.gic.faults import Fault
 from itstrace.gic.registers import GICR_CTLR, GITS_CTLR
 from itstrace.observe.joins import after, before
@@ -121,6 +121,8 @@ _REASONS: Final[dict[str, _Reason]] = {
     "ITS302",
     kind=Kind.LIFE,
     severity=Severity.ERROR,
+    claim="an MSI was refused, and is gone",
+    harm=Harm.REFUSED,
     needs=("INJECTIONS",),
     guest_sees="nothing: the interrupt never comes, and its device waits",
     settings=(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from itstrace.findings import Confidence, Finding, Kind, Severity
+from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.observe.joins import after, before
 from itstrace.rules.case import Case, first_some
 from itstrace.rules.registry import rule
@@ -30,6 +30,8 @@ _SILENT: Final = (
     "ITS303",
     kind=Kind.LIFE,
     severity=Severity.ERROR,
+    claim="one MSI was delivered twice",
+    harm=Harm.TWICE,
     needs=("QUEUEINGS", "LIST_REGISTERS"),
     suspect=("vgic_v3_populate_lr",),
     guest_sees="an interrupt that its device did not raise",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import polars as pl
 
-from itstrace.findings import Confidence, Finding, Kind, Severity
+from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.observe.joins import after, before
 from itstrace.observe.runs import INTERRUPTED, WAITING
 from itstrace.rules._waiting import LPI, VCPU, queued, stops
@@ -68,6 +68,8 @@ _WHERE: Final[dict[str, _Where]] = {
     "ITS304",
     kind=Kind.LIFE,
     severity=Severity.WARNING,
+    claim="an interrupt came late",
+    harm=Harm.LATE,
     needs=("QUEUEINGS", "LIST_REGISTERS", "RUNS"),
     suspect=("vgic_queue_irq_unlock", "kvm_vcpu_kick"),
     guest_sees="an interrupt that comes late: a slow device, or a timeout",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from itstrace.findings import Confidence, Finding, Kind, Severity
+from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.observe.joins import after, before
 from itstrace.rules._pending import KEY, unmapped
 from itstrace.rules.case import NEVER, Case, first_some
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     "ITS305",
     kind=Kind.LIFE,
     severity=Severity.ERROR,
+    claim="an MSI was delivered after its event was unmapped",
+    harm=Harm.TWICE,
     needs=("COMMANDS", "INJECTIONS", "QUEUEINGS", "LIST_REGISTERS"),
     suspect=("vgic_its_inject_cached_translation", "vgic_its_invalidate_cache", "vgic_its_resolve_lpi"),
     guest_sees="an interrupt from an event that it had unmapped",

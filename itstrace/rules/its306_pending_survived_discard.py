@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     "ITS306",
     kind=Kind.LIFE,
     severity=Severity.NOTE,
+    claim="a pending interrupt outlived its DISCARD",
     needs=("COMMANDS", "QUEUEINGS", "LIST_REGISTERS"),
     guest_sees="one more interrupt from an event that it had unmapped",
 )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     "ITS307",
     kind=Kind.LIFE,
     severity=Severity.NOTE,
+    claim="an interrupt was delivered that CLEAR had taken away",
     needs=("COMMANDS", "QUEUEINGS", "LIST_REGISTERS"),
     guest_sees="an interrupt whose pending state it had cleared",
 )

@@ -37,6 +37,7 @@ _MECHANISMS: Final[dict[bool | None, tuple[str, tuple[str, ...]]]] = {
     "ITS308",
     kind=Kind.LIFE,
     severity=Severity.ERROR,
+    claim="a disabled interrupt was delivered",
     needs=("LIST_REGISTERS",),
     suspect=("vgic_target_oracle", "vgic_flush_lr_state"),
     guest_sees="an interrupt that it has disabled",

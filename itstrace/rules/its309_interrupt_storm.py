@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import polars as pl
 
-from itstrace.findings import Confidence, Finding, Kind, Severity
+from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.observe.runs import WAITING
 from itstrace.rules._waiting import VCPU
 from itstrace.rules.case import Case, first_some
@@ -34,6 +34,8 @@ _GROUP = [*VCPU, "its", "device_id", "alone"]
     "ITS309",
     kind=Kind.LIFE,
     severity=Severity.WARNING,
+    claim="interrupts come faster than their vCPU can take them",
+    harm=Harm.LATE,
     needs=("QUEUEINGS", "LIST_REGISTERS", "RUNS"),
     guest_sees="a vCPU that does nothing but handle one device's interrupts: stalls, soft lockups",
     settings=(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from itstrace.findings import Finding, Kind, Severity
+from itstrace.findings import Finding, Harm, Kind, Severity
 from itstrace.observe.joins import after, before
 from itstrace.rules._pending import LPI, next_fill, sources
 from itstrace.rules.case import NEVER, Case, first_some
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     "ITS310",
     kind=Kind.LIFE,
     severity=Severity.ERROR,
+    claim="a pending interrupt was wiped by EnableLPIs=1",
+    harm=Harm.GONE,
     needs=("QUEUEINGS",),
     suspect=("its_sync_lpi_pending_table", "vgic_enable_lpis", "vgic_mmio_write_v3r_ctlr"),
     guest_sees="an interrupt that never comes",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     "ITS311",
     kind=Kind.LIFE,
     severity=Severity.NOTE,
+    claim="a pending interrupt was dropped by EnableLPIs=0",
     needs=("QUEUEINGS", "LIST_REGISTERS"),
     suspect=("vgic_flush_pending_lpis",),
     guest_sees="an interrupt that never comes",

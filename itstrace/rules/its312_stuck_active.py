@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from itstrace.findings import Confidence, Finding, Kind, Severity
+from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.observe.joins import after, before
 from itstrace.rules._pending import LPI, STILL_ACTIVE
 from itstrace.rules.case import NEVER, Case, first_some
@@ -25,6 +25,8 @@ _LIST_REGISTERS = 4
     "ITS312",
     kind=Kind.LIFE,
     severity=Severity.ERROR,
+    claim="an interrupt is stuck active, and never comes again",
+    harm=Harm.GONE,
     needs=("QUEUEINGS", "LIST_REGISTERS"),
     suspect=("vgic_flush_pending_lpis", "vgic_v3_fold_lr_state", "vgic_prune_ap_list"),
     guest_sees="an interrupt that never comes again, until the VM is reset",

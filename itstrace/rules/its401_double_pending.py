@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from itstrace.findings import Finding, Kind, Severity
+from itstrace.findings import Finding, Harm, Kind, Severity
 from itstrace.observe.joins import after, before
 from itstrace.rules._moves import LPI, VCPU
 from itstrace.rules.case import NEVER, Case, first_some
@@ -37,6 +37,8 @@ _TAKEN = [0, 2]
     "ITS401",
     kind=Kind.HOST,
     severity=Severity.ERROR,
+    claim="KVM had one LPI live on two vCPUs at once",
+    harm=Harm.TWICE,
     needs=("QUEUEINGS", "LIST_REGISTERS"),
     suspect=("kvm_vgic_sync_hwstate", "vgic_v3_fold_lr_state"),
     guest_sees="It can take one LPI on two vCPUs at once.",

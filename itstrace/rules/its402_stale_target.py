@@ -27,6 +27,7 @@ _SUSPECT = {
     "ITS402",
     kind=Kind.HOST,
     severity=Severity.ERROR,
+    claim="KVM sent an LPI to the vCPU that it had been moved away from",
     needs=("COMMANDS", "QUEUEINGS"),
     suspect=("update_affinity",),
     guest_sees="The interrupt still goes to the vCPU that it was moved away from.",

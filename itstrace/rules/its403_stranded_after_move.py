@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from itstrace.findings import Confidence, Finding, Kind, Severity
+from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.observe.joins import after
 from itstrace.rules._moves import LPI, VCPU, pruned, usual_wait_ns
 from itstrace.rules._waits import waits
@@ -35,6 +35,8 @@ _INSIDE = "the old vCPU did not leave the guest, and nothing kicked it"
     "ITS403",
     kind=Kind.HOST,
     severity=Severity.ERROR,
+    claim="KVM left an LPI behind on the old vCPU when it was moved",
+    harm=Harm.GONE,
     needs=("QUEUEINGS", "LIST_REGISTERS", "RUNS"),
     suspect=("kvm_vgic_sync_hwstate", "vgic_prune_ap_list", "update_affinity"),
     guest_sees="The interrupt did not come, on the old vCPU or on the new one.",

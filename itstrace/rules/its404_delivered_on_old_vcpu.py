@@ -29,6 +29,7 @@ _TAKEN = [0, 2]
     "ITS404",
     kind=Kind.HOST,
     severity=Severity.NOTE,
+    claim="KVM delivered an LPI on its old vCPU after the move",
     needs=("COMMANDS", "QUEUEINGS", "LIST_REGISTERS", "RUNS"),
     suspect=("update_affinity", "kvm_vgic_sync_hwstate"),
     guest_sees="It took the interrupt on the old vCPU after MOVI and SYNC.",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     "ITS405",
     kind=Kind.HOST,
     severity=Severity.NOTE,
+    claim="an LPI was moved faster than it could be delivered",
     needs=("COMMANDS", "QUEUEINGS", "LIST_REGISTERS"),
     suspect=("update_affinity",),
     guest_sees="The interrupt came late: each vCPU that it was meant for had lost it before it could take it.",

@@ -25,6 +25,7 @@ _TWO_REGISTERS = "one vCPU's list registers were filled with the LPI twice"
     "ITS406",
     kind=Kind.HOST,
     severity=Severity.ERROR,
+    claim="KVM has two struct vgic_irq for one LPI",
     needs=("QUEUEINGS", "LIST_REGISTERS"),
     suspect=("vgic_add_lpi", "vgic_put_irq", "vgic_its_map_lpi"),
     guest_sees="It can take one LPI twice, or lose it: each object has a pending state and a vCPU of its own.",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     "ITS601",
     kind=Kind.HOST,
     severity=Severity.ERROR,
+    claim="KVM's tables are not the same after save and restore",
     needs=("COMMANDS", "QUEUEINGS"),
     suspect=("vgic_its_save_tables_v0", "vgic_its_restore_tables_v0", "vgic_its_restore_ite"),
     guest_sees="interrupts that do not come, or come where nobody asked for them, since it was migrated",

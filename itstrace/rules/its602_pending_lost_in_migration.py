@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from itstrace.findings import Confidence, Finding, Kind, Severity
+from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.gic.lpi import pending_bit
 from itstrace.gic.registers import decode_gicr_pendbaser
 from itstrace.observe.joins import before
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     "ITS602",
     kind=Kind.HOST,
     severity=Severity.ERROR,
+    claim="KVM lost a pending interrupt in a migration",
+    harm=Harm.GONE,
     needs=("COMMANDS", "QUEUEINGS"),
     suspect=("vgic_v3_save_pending_tables", "vgic_v3_lpi_sync_pending_status", "its_sync_lpi_pending_table"),
     guest_sees="an interrupt that never comes, since it was migrated",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     "ITS603",
     kind=Kind.HOST,
     severity=Severity.ERROR,
+    claim="KVM saved its tables while an event had no collection",
     needs=("COMMANDS",),
     suspect=("vgic_its_save_ite", "vgic_its_save_itt"),
     guest_sees="an event that is not mapped any more once it is restored",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from itstrace.rules.case import Case
 
 
-@rule("ITS901", kind=Kind.EVIDENCE, severity=Severity.WARNING)
+@rule("ITS901", kind=Kind.EVIDENCE, severity=Severity.WARNING, claim="records were lost")
 def lost_records(case: Case) -> Iterator[Finding]:
     """The ring buffers overran: records are missing.
 

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from itstrace.rules.case import Case
 
 
-@rule("ITS902", kind=Kind.EVIDENCE, severity=Severity.NOTE)
+@rule(
+    "ITS902",
+    kind=Kind.EVIDENCE,
+    severity=Severity.NOTE,
+    claim="the capture begins when tables were already in use",
+)
 def capture_starts_mid_life(case: Case) -> Iterator[Finding]:
     """The capture begins when an ITS's tables were already in use.
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from itstrace.rules.case import Case
 
 
-@rule("ITS903", kind=Kind.EVIDENCE, severity=Severity.NOTE)
+@rule("ITS903", kind=Kind.EVIDENCE, severity=Severity.NOTE, claim="events that rules need were not recorded")
 def missing_observation(case: Case) -> Iterator[Finding]:
     """Events that rules need were not recorded.
 

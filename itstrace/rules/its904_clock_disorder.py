@@ -26,6 +26,7 @@ _WORDS: Final = {
     "ITS904",
     kind=Kind.EVIDENCE,
     severity=Severity.WARNING,
+    claim="times in the capture contradict each other",
     settings=(
         Setting(
             "clock-tolerance",

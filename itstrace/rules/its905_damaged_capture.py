@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _SHOWN = 2
 
 
-@rule("ITS905", kind=Kind.EVIDENCE, severity=Severity.WARNING)
+@rule("ITS905", kind=Kind.EVIDENCE, severity=Severity.WARNING, claim="the capture is damaged")
 def damaged_capture(case: Case) -> Iterator[Finding]:
     """The capture file is cut short or damaged; what could be read was used.
 

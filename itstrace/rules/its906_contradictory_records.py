@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LPI = ["vm", "intid"]
 
 
-@rule("ITS906", kind=Kind.EVIDENCE, severity=Severity.NOTE)
+@rule("ITS906", kind=Kind.EVIDENCE, severity=Severity.NOTE, claim="records contradict each other")
 def contradictory_records(case: Case) -> Iterator[Finding]:
     """Records of one call contradict each other, or lack their partner.
 

@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from itstrace.findings import Confidence, Evidence, Finding, Kind, KnownBug, Severity, Subject
+from itstrace.findings import Confidence, Evidence, Finding, Harm, Kind, KnownBug, Severity, Subject
 from itstrace.rules.registry import RULES, Rule
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def words(error: BaseException) -> str:
 # --- what a finding must be, so that everything behind the rules can rely on it
 
 _TEXT: Final = {
-    "name": str, "message": str, "advice": str, "mechanism": str, "worst": str, "guest_saw": str, "doubt": str,
-    "capture_next": str, "kind": Kind, "severity": Severity, "confidence": Confidence,
+    "name": str, "message": str, "advice": str, "claim": str, "mechanism": str, "worst": str, "guest_saw": str, "doubt": str,
+    "capture_next": str, "kind": Kind, "severity": Severity, "confidence": Confidence, "harm": Harm,
 }  # fmt: skip
 _IDS: Final = ("vm", "its", "device_id", "event_id", "intid")
 _TIMES: Final = ("time_ns", "end_ns")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from itstrace.findings import Finding, Kind, Severity
+from itstrace.findings import Finding, Harm, Kind, Severity
 from itstrace.observe import OBSERVATIONS
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Setting:
 class Rule:
     """One rule. `needs` are names of observations; without one of them it is skipped.
 
+    `claim`: what its findings say, as a clause that a verdict can begin with. `harm`: what it does to the guest.
     `suspect`: functions of KVM that its findings make one suspect, if they do not say otherwise. `guest_sees`:
     what the guest sees of it, likewise. `leads_to`: rules whose findings are consequences of this one's, where
     they blame the same command, or the same LPI later.
@@ -58,6 +59,8 @@ class Rule:
     severity: Severity
     needs: tuple[str, ...]
     check: Check
+    claim: str = ""
+    harm: Harm = Harm.WRONG
     suspect: tuple[str, ...] = ()
     guest_sees: str = ""
     leads_to: tuple[str, ...] = ()
@@ -107,6 +110,8 @@ def rule(
     kind: Kind,
     severity: Severity,
     needs: tuple[str, ...] = (),
+    claim: str = "",
+    harm: Harm = Harm.WRONG,
     suspect: tuple[str, ...] = (),
     guest_sees: str = "",
     leads_to: tuple[str, ...] = (),
@@ -126,6 +131,8 @@ def rule(
             Severity(severity),
             tuple(needs),
             check,
+            claim,
+            harm,
             tuple(suspect),
             guest_sees,
             tuple(leads_to),

@@ -40,12 +40,14 @@ DOUBLE = Finding(
             2,
         ),
     ),
+    claim="KVM had one LPI live on two vCPUs at once",
     id="ITS401",
 )
 LOST = replace(
     DOUBLE, id="ITS901", code="ITS901", name="lost-records", kind=Kind.EVIDENCE, severity=Severity.WARNING,
     confidence=Confidence.CERTAIN, message="Records were lost.", advice="Record with larger buffers.", vm=None,
     its=None, device_id=None, event_id=None, intid=None, vcpus=(), end_ns=None, count=1, seqs=(), evidence=(),
+    claim="records were lost",
 )  # fmt: skip
 
 
@@ -71,10 +73,12 @@ CAUSE = replace(
     doubt="Whether the function's body ran was not recorded.",
     capture_next="r:its_inval_cache_ret vgic_its_invalidate_cache",
     blames=(7,),
+    claim="KVM kept translations cached that it had to drop",
     id="ITS202",
     leads_to=("ITS201", "ITS305"),
 )
-_BARE = replace(DOUBLE, confidence=Confidence.CERTAIN, evidence=(), vcpus=(), count=1, end_ns=None)
+#: What a rule of another package brings: no words for a verdict.
+_BARE = replace(DOUBLE, claim="", confidence=Confidence.CERTAIN, evidence=(), vcpus=(), count=1, end_ns=None)
 STALE = replace(
     _BARE, code="ITS201", name="stale-translation", message="An MSI of device 0x8, event 0 was resolved by the cache.",
     advice="", id="ITS201", caused_by=("ITS202",), leads_to=("ITS303",),
@@ -120,7 +124,9 @@ def hostile() -> Analysis:
         path = tiny_capture.write(Path(folder) / f"{evil.replace('/', '')}.dat", note=evil, comm=evil)
         analysis = analyze(path)
     record = Evidence(1, 0, evil, f"buf={evil}\nnext line", 1)
-    bad = replace(DOUBLE, message=evil, advice=f"{evil}\n\x1b]0;title\x07", name=evil, evidence=(record,))
+    bad = replace(
+        DOUBLE, message=evil, advice=f"{evil}\n\x1b]0;title\x07", name=evil, claim=evil, evidence=(record,)
+    )
     analysis.findings = [replace(bad, id=f"ITS401-{number}") for number in range(1, 7)]
     analysis.info.options = {evil: evil, "cpu stats 0": f"CPU: 0\nentries: {evil}"}
     analysis.info.kernel = analysis.info.uname = analysis.info.clock = analysis.info.arch = evil

@@ -116,33 +116,57 @@ def test_hostile_words_reach_no_terminal(sheet: Sheet) -> None:
 
 def test_a_host_error_leads() -> None:
     assert _verdict(tiny()).startswith(
-        "KVM departs from its guest's ITS commands: double-pending (ITS401) on LPI 8192, vCPUs 1 and 0, "
-        "first at 100.001700, 5 times. This is likely; the capture begins with tables already in use; 1 of 21 rules"
+        "KVM had one LPI live on two vCPUs at once (ITS401): LPI 8192, vCPUs 1 and 0, 5 times, first at 100.001700. "
+        "This is likely; the capture begins with tables already in use; 1 of 21 rules could not run (not recorded)."
     )
 
 
-def test_each_kind_of_error_has_its_sentence_and_milder_ones_have_none() -> None:
+def test_each_kind_has_its_sentence_the_worst_first_and_notes_have_none() -> None:
     mixed = copy(tiny())
     error = tiny().findings[0]
     life = replace(
-        error, code="ITS301", name="lost-lpi", kind=Kind.LIFE, count=1, confidence=Confidence.CERTAIN, id=""
+        error, code="ITS301", claim="an interrupt was lost", kind=Kind.LIFE, count=1,
+        confidence=Confidence.CERTAIN, id="",
+    )  # fmt: skip
+    mild = replace(
+        error, code="ITS304", claim="an interrupt came late", kind=Kind.LIFE, severity=Severity.WARNING
     )
-    mild = replace(error, code="ITS105", name="unknown-command", kind=Kind.GUEST, severity=Severity.WARNING)
-    mixed.findings = [error, life, life, mild]
+    other = replace(
+        error, code="ITS105", claim="the guest queued it", kind=Kind.GUEST, severity=Severity.WARNING
+    )
+    note = replace(error, code="ITS306", kind=Kind.LIFE, severity=Severity.NOTE)
+    mixed.findings = [error, life, life, mild, other, note]
 
     text = _verdict(mixed)
 
-    assert text.index("KVM departs") < text.index("Interrupts went astray: lost-lpi (ITS301)")
-    assert "and 1 more finding (ITS301)" in text
-    assert "Of these 2 are certain and 1 are likely" in text
-    assert "ITS105" not in text
+    lost = "An interrupt was lost (ITS301): LPI 8192, vCPUs 1 and 0, at 100.001700; and 2 more findings (ITS301 and ITS304)."
+    assert (
+        text.index("KVM had one LPI live")
+        < text.index(lost)
+        < text.index("The guest queued it (ITS105): LPI 8192")
+    )
+    assert "Of these 5 causes 2 are certain and 3 are likely" in text
+    assert "ITS306" not in text
 
 
-def test_a_warning_is_said_where_there_is_no_error() -> None:
-    mild = copy(tiny())
-    mild.findings = [replace(tiny().findings[0], kind=Kind.GUEST, severity=Severity.WARNING)]
+def test_a_guests_error_stands_before_a_warning_about_interrupts() -> None:
+    mixed = copy(tiny())
+    error = replace(tiny().findings[0], kind=Kind.GUEST, claim="the guest is wrong")
+    late = replace(
+        error, code="ITS304", kind=Kind.LIFE, severity=Severity.WARNING, claim="an interrupt came late"
+    )
+    mixed.findings = [error, late]
 
-    assert _verdict(mild).startswith("The guest's ITS commands are wrong: double-pending")
+    assert _verdict(mixed).index("The guest is wrong") < _verdict(mixed).index("An interrupt came late")
+    mixed.findings = [replace(error, severity=Severity.WARNING), late]
+    assert _verdict(mixed).startswith("An interrupt came late")
+
+
+def test_a_rule_without_words_is_named() -> None:
+    bare = copy(tiny())
+    bare.findings = [replace(tiny().findings[0], claim="", kind=Kind.GUEST)]
+
+    assert _verdict(bare).startswith("The guest's commands are wrong, double-pending (ITS401): LPI 8192")
 
 
 def test_a_clean_capture_is_called_so_and_how_surely() -> None:
@@ -155,15 +179,25 @@ def test_a_clean_capture_is_called_so_and_how_surely() -> None:
     )
 
 
+def test_where_much_could_not_be_looked_for_the_first_sentence_says_so() -> None:
+    blind = copy(tiny())
+    blind.findings, blind.skipped = [], tiny().skipped * 4
+
+    assert _verdict(blind) == (
+        "Nothing wrong was found in what was recorded; 4 of 21 rules could not run (not recorded). "
+        "4 ITS commands, 1 MSI and 1 delivery were gone through. The capture begins with tables already in use."
+    )
+
+
 def test_causes_are_counted_and_what_follows_from_them_is_named() -> None:
     text = _verdict(story())
 
     assert text.startswith(
-        "KVM departs from its guest's ITS commands: missing-invalidation (ITS202) on LPI 8192 and 1 other, vCPU 0, first "
-        "at 100.001700, 3 times; from it follow stale-translation (ITS201), delivered-after-unmap (ITS305) and "
+        "KVM kept translations cached that it had to drop (ITS202): LPI 8192 and 1 other, vCPU 0, 3 times, first at "
+        "100.001700; from it follow stale-translation (ITS201), delivered-after-unmap (ITS305) and "
         "duplicate-delivery (ITS303). This is likely;"
     )
-    assert "Interrupts went astray" not in text  # they did, because of that
+    assert "nterrupts went astray" not in text  # they did, because of that
 
 
 def test_a_mild_cause_of_an_error_leads_the_verdict_and_other_causes_are_counted() -> None:
@@ -171,21 +205,20 @@ def test_a_mild_cause_of_an_error_leads_the_verdict_and_other_causes_are_counted
     mild.findings = [
         TWICE,  # of what is not shown
         replace(DEAD, severity=Severity.ERROR, caused_by=("ITS112",)),
-        replace(DOUBLE, id="ITS402", code="ITS402", name="stale-target"),
+        replace(DOUBLE, id="ITS402", code="ITS402", claim="KVM sent it astray"),
         replace(
-            DOUBLE, id="ITS112", code="ITS112", name="missing-inv", kind=Kind.GUEST, severity=Severity.NOTE,
+            DOUBLE, id="ITS112", code="ITS112", claim="the guest sent no INV", kind=Kind.GUEST, severity=Severity.NOTE,
             leads_to=("ITS305",), confidence=Confidence.CERTAIN,
         ),
         replace(DOUBLE, id="ITS101", code="ITS101", kind=Kind.GUEST, severity=Severity.WARNING),
     ]  # fmt: skip
     text = _verdict(mild)
 
-    assert "The guest's ITS commands are wrong: missing-inv (ITS112)" in text
-    assert "5 times; from it follows delivered-after-unmap (ITS305)." in text
-    assert "KVM departs from its guest's ITS commands: stale-target (ITS402)" in text
-    assert "Interrupts went astray: duplicate-delivery (ITS303)" in text
-    assert "Of these 1 are certain and 2 are likely" in text
-    assert "ITS101" not in text
+    assert "The guest sent no INV (ITS112)" in text
+    assert "from it follows delivered-after-unmap (ITS305); and 1 more cause (ITS101)." in text
+    assert "KVM sent it astray (ITS402)" in text
+    assert "Interrupts went astray, duplicate-delivery (ITS303)" in text
+    assert "Of these 4 causes 1 is certain and 3 are likely" in text
 
 
 def test_lost_records_lessen_the_verdict() -> None:

@@ -18,6 +18,9 @@ def test_a_rule_has_its_page(rule: Rule) -> None:
     for heading in HEADINGS:
         assert len(rule.section(heading)) > 30, heading
     assert rule.summary.endswith(".")
+    assert rule.claim
+    assert rule.claim[-1] not in ".:"
+    assert len(rule.claim) <= 70  # with what it is about, two lines of a terminal
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.code)

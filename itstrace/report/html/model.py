@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from itstrace._version import __version__
-from itstrace.findings import Kind
+from itstrace.findings import Kind, Severity
 from itstrace.gic.commands import FIELDS, LABELS
 from itstrace.observe.catalogue import OBSERVATIONS
 from itstrace.report import figures
@@ -20,6 +20,7 @@ from itstrace.report.finding import KINDS, Naming, host, when
 from itstrace.report.html import levels
 from itstrace.report.html.frames import Caps, frames
 from itstrace.report.json import analysis_document, finding_document
+from itstrace.report.tales import by_kind
 from itstrace.report.terminal import capture_facts, sentences
 from itstrace.units import seconds
 
@@ -158,20 +159,28 @@ def _hex(value: int | None) -> str | None:
 
 
 _SENTENCE: Final = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+#: How many more causes the verdict leads to.
+_MORE: Final = 3
 
 
 def _worst(findings: Sequence[Finding], pages: Callable[[str], str]) -> Document | None:
-    """The finding that matters most, told in two sentences: what happened, and what came of it or how bad it got."""
-    real = [one for one in findings if one.kind is not Kind.EVIDENCE] or list(findings)
-    if not real:
+    """What leads the verdict, told in two sentences, what happened and why (or how bad it got); and what else there is."""
+    loud = by_kind([one for one in findings if one.kind is not Kind.EVIDENCE])
+    leads = [mine[0].cause for mine in loud] + [tale.cause for mine in loud for tale in mine[1:]]
+    # Where nothing is wrong, what the capture could not tell is the worst of it.
+    leads = leads or [one for one in findings if one.severity is not Severity.NOTE]
+    if not leads:
         return None
-    worst = min(real, key=lambda one: one.severity.rank)
-    told = _SENTENCE.split(worst.message)
-    saw = f"The guest saw: {worst.guest_saw}" if worst.guest_saw else ""
-    second = next((text for text in (saw, *told[1:], worst.worst, _why(pages(worst.code))) if text), "")
+    worst, *others = leads
+    first, *rest = _SENTENCE.split(worst.message)
+    rest = [text for text in rest if not text.startswith("Likewise")]  # how often, the headline says
+    why = (*rest, worst.worst, _why(pages(worst.code)), worst.guest_saw)
+    second = next((text for text in why if text), "")
     return {
         "id": worst.id,
-        "told": [text if text.endswith(".") else f"{text}." for text in (told[0], second) if text],
+        "told": [text if text.endswith(".") else f"{text}." for text in (first, second) if text],
+        "also": [one.id for one in others[:_MORE]],
+        "others": len(others),
     }
 
 

@@ -95,7 +95,7 @@ def test_the_first_screen_tells_the_verdict_and_draws_the_worst(browser: Browser
     browser.open(page_of(DOUBLE))
     browser.wait("return document.querySelector('.worst svg.path .held')")
 
-    assert browser.texts("h1")[0].startswith("KVM departs from its guest's ITS commands: double-pending")
+    assert browser.texts("h1")[0].startswith("KVM had one LPI live on two vCPUs at once (ITS401)")
     assert browser.texts(".tile")[0].split() == ["\u25c6", "1", "error"]
     assert "list register of vCPU 1" in browser.texts(".told")[0]
     bottom = browser.run("return document.querySelector('.worst svg.path').getBoundingClientRect().bottom")

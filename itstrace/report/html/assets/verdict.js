@@ -109,5 +109,30 @@ function worstCard() {
     ),
     el("p", { class: "told" }, REPORT.worst.told.join(" ")),
     place,
+    alsoWrong(),
+  );
+}
+
+// The causes that come next, each a link.
+function alsoWrong() {
+  const { also, others } = REPORT.worst;
+  const named = also.map((id) => REPORT.findings.find((each) => each.id === id)).filter(Boolean);
+  if (!named.length) return null;
+  return el(
+    "ul",
+    { class: "also", "aria-label": "what else is wrong" },
+    named.map((one) =>
+      el(
+        "li",
+        {},
+        badge(one.severity),
+        " ",
+        findingLink(one.id),
+        el("span", { class: "dim" }, ` ${[one.brief, one.when].filter(Boolean).join(", ")}`),
+      ),
+    ),
+    others > named.length
+      ? el("li", {}, el("a", { href: href({ view: "findings" }) }, `and ${number(others - named.length)} more`))
+      : null,
   );
 }
