@@ -311,8 +311,19 @@ def _broken_off(line: Text, width: int, dots: str) -> Text:
 
 
 def known_bug(bug: KnownBug) -> str:
-    """A known bug in one line: what, where it was mended, where that is from."""
-    return f"{bug.title.rstrip('.')}; mended: {bug.fixed} ({bug.source})"
+    """A known bug in one line: what, where it was fixed, where that is from."""
+    return f"{bug.title.rstrip('.')}; {fixed_words(bug)} ({bug.source})"
+
+
+def fixed_words(bug: KnownBug) -> str:
+    """`fixed: 6.12.113 and 7.3`, `not fixed yet; ...`, `by design`."""
+    if bug.fixed.startswith("by design"):
+        return bug.fixed
+    return (
+        f"not fixed yet{bug.fixed.removeprefix('nowhere yet')}"
+        if bug.fixed.startswith("nowhere yet")
+        else f"fixed: {bug.fixed}"
+    )
 
 
 def _head(sheet: Sheet, finding: Finding, naming: Naming) -> Iterator[Text]:

@@ -15,6 +15,7 @@ import polars as pl
 
 from itstrace._version import __version__
 from itstrace.report.commands import command_rows
+from itstrace.report.finding import known_bug
 from itstrace.report.packets import Hex, TraceWriter
 from itstrace.report.text import hexa, plural
 from itstrace.units import seconds
@@ -575,7 +576,7 @@ def _told(finding: Finding) -> dict[str, Value]:
         "doubt": finding.doubt,
         "capture next": finding.capture_next,
         "suspect": list(finding.suspect),
-        "known bugs": [f"{bug.title} ({bug.source}; mended in {bug.fixed})" for bug in finding.known_bugs],
+        "known bugs": [known_bug(bug) for bug in finding.known_bugs],
         "caused by": ", ".join(finding.caused_by),
         "leads to": ", ".join(finding.leads_to),
     }

@@ -277,7 +277,7 @@ def _guest_saw(rows: pl.DataFrame) -> str:
         )
     if back:
         said.append(
-            f"The first vCPU had not taken it when its list register was read back, {times(back)}: KVM pends it again."
+            f"The first vCPU had not taken it when its list register was read back, {times(back)}: KVM makes it pending again."
         )
     if unread:
         said.append(

@@ -44,7 +44,7 @@ def missing_observation(case: Case) -> Iterator[Finding]:
         ways = observation.ways(case.host)
         if not ways:
             yield case.finding(
-                f"{name} ({observation.what}) is nothing that a log of {case.host} tells, so {', '.join(codes)} could not run.",
+                f"A log of {case.host} does not tell {name} ({observation.what}), so {', '.join(codes)} could not run.",
                 mechanism=f"{name} cannot be told",
                 count=len(codes),
                 advice=f"Nothing: {case.host}'s ITS hands an LPI straight to its redistributor. Record the guest on KVM to "

@@ -281,7 +281,7 @@ def test_a_cause_is_told_in_full_and_what_follows_in_short_under_it(sheet: Sheet
     for part in (
         "worst the cache of 0x8/0 stayed for 1.44 s", "guest an interrupt that it had taken down",
         "suspect vgic_its_cmd_handle_discard, vgic_its_invalidate_cache",
-        "known the cache is filled while it is dropped; mended: v6.10, v6.6.33 (CVE-2024-1)",
+        "known the cache is filled while it is dropped; fixed: v6.10, v6.6.33 (CVE-2024-1)",
         "doubt Whether the function's body ran was not recorded.",
         "record r:its_inval_cache_ret vgic_its_invalidate_cache",
         f"leads to ERROR ITS201 stale-translation on LPI 8192, at 100.001700 {STALE.message}",
@@ -352,9 +352,9 @@ def test_several_known_bugs_are_told_each() -> None:
         replace(CAUSE, known_bugs=(KnownBug("one", "v1", "a"), KnownBug("other", "nowhere yet", "b")))
     ]
     lines = _lines(Sheet(), two)
-    at = lines.index("  known    one; mended: v1 (a)")
+    at = lines.index("  known    one; fixed: v1 (a)")
 
-    assert lines[at + 1] == "           other; mended: nowhere yet (b)"
+    assert lines[at + 1] == "           other; not fixed yet (b)"
 
 
 # --- against a baseline

@@ -16,7 +16,7 @@ from itstrace.findings import Kind, Severity
 from itstrace.gic.commands import FIELDS, LABELS
 from itstrace.observe.catalogue import OBSERVATIONS
 from itstrace.report import figures
-from itstrace.report.finding import KINDS, Naming, host, when
+from itstrace.report.finding import KINDS, Naming, fixed_words, host, when
 from itstrace.report.html import levels
 from itstrace.report.html.frames import Caps, frames
 from itstrace.report.json import analysis_document, finding_document
@@ -208,6 +208,7 @@ def _finding(analysis: Analysis, finding: Finding, naming: Naming, caps: Caps) -
         "guest_saw": finding.guest_saw,
         "suspect": list(finding.suspect),
         "known_bugs": [asdict(bug) for bug in finding.known_bugs],
+        "fixes": [fixed_words(bug) for bug in finding.known_bugs],
         "doubt": finding.doubt,
         "capture_next": finding.capture_next,
         "caused_by": list(finding.caused_by),
