@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace import schemas
+from itstrace.gic.registers import FRAME_MASK
 from itstrace.observe.joins import after, before
 from itstrace.observe.runs import NEVER
 
@@ -66,8 +67,6 @@ _OFTEN = 8
 
 #: GITS_TRANSLATER lies 0x10040 above the base of the ITS. Spec: IHI 0069H, GITS_TRANSLATER.
 TRANSLATER_OFFSET = 0x1_0040
-#: GITS registers lie in the first 64 KiB of the ITS's two frames. Spec: IHI 0069H, ITS memory map.
-_ITS_FRAME_MASK = 0xFFFF
 
 
 @dataclass(slots=True)
@@ -196,8 +195,8 @@ def _bases(raw: Raw) -> dict[int, int]:
     bases: dict[int, int] = {}
     for name in ("write_ctlr", "write_baser", "write_cwriter", "write_cbaser"):
         for its, addr in raw[name].select("its", "addr").unique().iter_rows():
-            if its is not None and addr is not None and addr > _ITS_FRAME_MASK:
-                bases[its] = addr & ~_ITS_FRAME_MASK
+            if its is not None and addr is not None and addr > FRAME_MASK:
+                bases[its] = addr & ~FRAME_MASK
     said = raw["process"].select("its", "base").drop_nulls().unique()
     return bases | dict(said.iter_rows())
 
