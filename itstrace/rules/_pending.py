@@ -46,23 +46,32 @@ def sources(case: Case) -> pl.DataFrame:
     return pl.concat([queued.select(*LPI, "seq"), read.select(*LPI, "seq")]).sort("seq")
 
 
-def with_latch(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
-    """Whether each row's LPI was pending in software when its `seq` came, and in which fill it was held then.
+def latched(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
+    """Whether each row's LPI was pending in software when its `seq` came.
 
-    Shape: `rows` in order of seq with `latched` (null: nothing seen), `latched_by`, `latched_seq`, `latched_vcpu`; and of
-        the fill in whose list register it was: `held`, `held_vcpu`, `held_until`, `held_state` (null: in none).
+    Shape: `rows` in order of seq with `latched` (null: nothing seen), `latched_by`, `latched_seq`, `latched_ns`,
+        `latched_vcpu`.
     """
-    rows = before(
+    return before(
         rows,
         case.lives.latches,
         LPI,
         latched="latched",
         latched_by="by",
         latched_seq="seq",
+        latched_ns="time_ns",
         latched_vcpu="vcpu",
     )
+
+
+def with_latch(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
+    """Whether each row's LPI was pending in software when its `seq` came, and in which fill it was held then.
+
+    Shape: `rows` as `latched` gives them; and of the fill in whose list register it was: `held`, `held_vcpu`, `held_until`,
+        `held_state` (null: in none).
+    """
     rows = before(
-        rows,
+        latched(case, rows),
         case.observations.fills,
         LPI,
         held="seq",
