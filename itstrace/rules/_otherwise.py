@@ -10,9 +10,9 @@ from itstrace.findings import Confidence
 from itstrace.gic.commands import Opcode
 from itstrace.observe.joins import after, before
 from itstrace.rules._effects import compared, seen
-from itstrace.rules._pending import LPI, with_latch
+from itstrace.rules._pending import with_latch
 from itstrace.rules._told import DONE, SEES, call, subject
-from itstrace.rules.case import NEVER, first_some
+from itstrace.rules.case import LPI, NEVER, first_some
 from itstrace.units import seconds
 
 if TYPE_CHECKING:

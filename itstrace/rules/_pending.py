@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from itstrace.observe.joins import after, before
-from itstrace.rules.case import NEVER, once
+from itstrace.rules.case import EVENT, LPI, NEVER, once
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case
 
-KEY = ["vm", "its", "device_id", "event_id"]
-LPI = ["vm", "intid"]
 #: ICH_LR<n>_EL2.State as folds find it: pending, or pending and active; active, or pending and active.
 #: Spec: IHI 0069H, ICH_LR<n>_EL2
 STILL_PENDING, STILL_ACTIVE = (1, 3), (2, 3)
@@ -29,9 +27,9 @@ def unmapped(case: Case) -> pl.DataFrame:
     rows = case.history.mappings.filter(pl.col("ended_by").is_not_null())
     # What a command changed goes on at once, and was not unmapped.
     goes_on = case.history.mappings.filter(pl.col("from_seq").is_not_null())
-    rows = rows.join(goes_on.select(*KEY, to_seq="from_seq"), on=[*KEY, "to_seq"], how="anti")
+    rows = rows.join(goes_on.select(*EVENT, to_seq="from_seq"), on=[*EVENT, "to_seq"], how="anti")
     rows = rows.with_columns(settled=case.ends_of(rows["ended_by"]).fill_null(NEVER))
-    return rows.select(*KEY, "intid", "settled", "assumed", seq="ended_by", time_ns="to_ns").sort("seq")
+    return rows.select(*EVENT, "intid", "settled", "assumed", seq="ended_by", time_ns="to_ns").sort("seq")
 
 
 @once
