@@ -55,6 +55,8 @@ _HEAD: Final = ("seq", "time_ns", "cpu", "pid")
 _NAMES: Final = {"intid", "device_id", "event_id", "icid", "gpa", "addr", "val", "dw0", "irq"}
 #: Columns in which frames may differ though they tell the same: places, times, and who carried it out.
 _WHEN: Final = {"cpu", "pid"}
+#: Frames that say again what others do, or what findings are made of.
+_NOT_COMPARED: Final = {"config_calls", "invalls", "markers", "contradictions", "disorder", "skipped_slots"}
 #: A finding that quotes a record this near (in records) is about it.
 _NEAR: Final = 12 * _ROOM
 
@@ -191,7 +193,10 @@ class Mutator:
 
     def _uninformative(self, mutation: Mutation, observations: Observations) -> Outcome:
         """Tables and lives are the same: say why nothing could be said."""
-        before, after = _observed(self.base.observations), _observed(observations)
+        before, after = (
+            {name: frame for name, frame in obs.frames().items() if name not in _NOT_COMPARED}
+            for obs in (self.base.observations, observations)
+        )
         differs = tuple(_unlike(before, after))
         if not differs:
             if mutation.change is Change.DELAY:
@@ -319,29 +324,6 @@ def _is_about(
 def _altered(mutation: Mutation, column: str) -> int | None:
     name, _, value = mutation.detail.partition("=")
     return int(value) if value and name == column else None
-
-
-def _observed(obs: Observations) -> dict[str, pl.DataFrame]:
-    names = (
-        "vms",
-        "itss",
-        "vcpus",
-        "commands",
-        "register_writes",
-        "redistributor_writes",
-        "injections",
-        "queueings",
-        "fills",
-        "retargets",
-        "configs",
-        "invalidations",
-        "allocations",
-        "guest_reads",
-        "vm_events",
-        "folds",
-        "fill_returns",
-    )
-    return {name: getattr(obs, name) for name in names} | {"runs": obs.runs.frame()}
 
 
 def _differing(one: _Told, other: _Told) -> Iterator[str]:

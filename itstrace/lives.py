@@ -23,6 +23,7 @@ import polars as pl
 
 from itstrace import schemas
 from itstrace.observe.joins import after, before
+from itstrace.observe.runs import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from itstrace.replay import History
 
 LPI = ["vm", "intid"]
-NEVER = 2**64 - 1
 
 
 @dataclass(slots=True)

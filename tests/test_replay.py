@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import polars as pl
 import pytest
 from conftest import SAMPLES, analysis_of
+from helpers.cut import from_the_middle
 
 from itstrace import UsageError
 from itstrace.replay import replay
@@ -61,25 +60,7 @@ def test_from_the_middle_of_a_life_nothing_is_claimed_that_the_whole_denies() ->
     whole = analysis_of(SAMPLES / "6.12-double-delivery.dat")
     obs = whole.observations
     middle = int(obs.commands["seq"][60])
-    cut = {
-        name: getattr(obs, name).filter(pl.col("seq") >= middle)
-        for name in (
-            "commands",
-            "register_writes",
-            "redistributor_writes",
-            "injections",
-            "queueings",
-            "fills",
-            "retargets",
-            "configs",
-            "allocations",
-            "vm_events",
-            "guest_reads",
-        )
-    }
-    itss = obs.itss.with_columns(complete=pl.lit(value=False))
-    vms = obs.vms.with_columns(complete=pl.lit(value=False))
-    half = replay(replace(obs, itss=itss, vms=vms, **cut), kernel="6.12")
+    half = replay(from_the_middle(obs, middle), kernel="6.12")
     at = int(obs.commands["time_ns"][90])
     ours, theirs = half.at(at), whole.history.at(at)
     assert ours.events is not None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 from conftest import SAMPLES, analysis_of
+from helpers.cut import from_the_middle
 
 from itstrace import schemas
 from itstrace.replay import replay
@@ -32,22 +33,6 @@ SOUND = [
     "7.3-migrate.dat",
 ]
 TORTURE = ["torture-6.1", "torture-6.12", "torture-7.3"]
-_TABLES = (
-    "commands",
-    "register_writes",
-    "redistributor_writes",
-    "injections",
-    "queueings",
-    "fills",
-    "retargets",
-    "configs",
-    "config_calls",
-    "invalls",
-    "invalidations",
-    "allocations",
-    "vm_events",
-    "guest_reads",
-)
 
 
 def _case(analysis: Analysis, history: History | None = None) -> Case:
@@ -159,14 +144,7 @@ def test_from_the_middle_of_a_life_nothing_is_certain_that_is_not_so(name: str, 
     analysis = analysis_of(SAMPLES / name)
     obs = analysis.observations
     middle = int(obs.commands["seq"][int(part * obs.commands.height)])
-    cut = {table: getattr(obs, table).filter(pl.col("seq") >= middle) for table in _TABLES}
-    unknown = pl.lit(value=False)
-    late = replace(
-        obs,
-        itss=obs.itss.with_columns(complete=unknown),
-        vms=obs.vms.with_columns(complete=unknown),
-        **cut,
-    )
+    late = from_the_middle(obs, middle)
     history = replay(late, kernel=analysis.info.kernel)
     case = replace(_case(analysis, history), observations=late)
     unmet, extra = _unmet_and_extra(case)

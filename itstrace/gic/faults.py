@@ -69,11 +69,3 @@ class Fault(IntEnum):
     def reason(self) -> str:
         """The name without the command: `UNMAPPED_DEVICE`."""
         return self.name.partition("_")[2]
-
-
-def fault_name(code: int) -> str:
-    """A code with its name, such as `MOVI_UNMAPPED_INTERRUPT (0x010107)`; other numbers stay numbers."""
-    try:
-        return f"{Fault(code).name} (0x{code:06x})"
-    except ValueError:
-        return f"0x{code:06x}"

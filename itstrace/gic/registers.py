@@ -30,6 +30,9 @@ GICR_INVLPIR = 0x00A0
 GICR_INVALLR = 0x00B0
 GICR_SYNCR = 0x00C0
 
+#: Register frames of the ITS and of redistributors are 64 KiB: an address within its frame. Spec: IHI 0069H, memory maps.
+FRAME_MASK = 0xFFFF
+
 #: GITS_TYPER of every KVM vITS: 16 device bits, 16 event bits, 8-byte ITEs, PTA 0, CIL 0, HCC 0.
 #: Kernel: vgic-its.c:vgic_mmio_read_its_typer (v6.12)
 KVM_GITS_TYPER = 0x1EF71

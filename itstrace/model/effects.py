@@ -251,7 +251,6 @@ class IgnoredReason(StrEnum):
 
     ALREADY_MAPPED = "the event is mapped already, and the first mapping stays"
     SAME_TARGET = "source and destination are the same"
-    NOT_MODELLED = "virtual LPIs are not modelled"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -87,6 +87,11 @@ class Observations:
     def invalidation_ends(self) -> pl.DataFrame:
         """The invalidations whose return was recorded. Shape: rows of INVALIDATIONS."""
         return self.invalidations.drop_nulls("end_seq")
+
+    def frames(self) -> dict[str, pl.DataFrame]:
+        """Every frame by its name. Shape: each rows of the schema of its name, `runs` of RUNS."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)} | {"runs": self.runs.frame()}
+        return {name: value for name, value in values.items() if isinstance(value, pl.DataFrame)}
 
     def lines(self, seqs: Iterable[int]) -> pl.DataFrame:
         """The capture's own records of these seqs. Shape: seq, time_ns, cpu, event, text."""

@@ -10,22 +10,27 @@ Kernel: kernel/kprobes.c:pre_handler_kretprobe (v6.12) counts rp->nmissed and re
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import polars as pl
 
 from itstrace import schemas
+from itstrace.gic.commands import COMMAND_SIZE_BYTES
+from itstrace.observe.held import held
 from itstrace.observe.joins import after, before
-from itstrace.observe.runs import in_step
-from itstrace.observe.within import inside
+from itstrace.observe.outliers import outliers
+from itstrace.observe.runs import NEVER, in_step
+from itstrace.observe.within import within
 
 if TYPE_CHECKING:
     from itstrace.observe.collect import Raw
     from itstrace.observe.identity import Identity
     from itstrace.observe.runs import Runs
 
-_COMMAND_BYTES = 32
+#: One kind of contradiction: rows of records, and probe, partner, what, field.
+Found = tuple[pl.DataFrame, str, str, str, str | None]
 _KEEP: Final = ("seq", "time_ns", "cpu", "pid")
 
 
@@ -74,7 +79,10 @@ def contradictions(raw: Raw, runs: Runs, identity: Identity, commands: pl.DataFr
     if raw["command"].height and raw["guest_read"].height:
         parts += _words(raw)
     parts += _alternating(runs)
-    parts += [_rows(*found) for found in inside(raw, commands, identity, runs) if found[0].height]
+    inferred = chain(
+        within(raw, commands, identity), held(raw, commands, identity, runs), outliers(raw, identity)
+    )
+    parts += [_rows(*found) for found in inferred if found[0].height]
     return pl.concat(parts).unique(["seq", "probe", "partner", "what", "field"]).sort("seq")
 
 
@@ -97,7 +105,7 @@ def _unpaired(raw: Raw, call: Call) -> list[pl.DataFrame]:
     same = [c for c in call.same if raw.gives(call.entry, c) and raw.gives(call.end, c)]
     opened = after(entry, end, _end="seq", **{f"_{c}": c for c in same})
     opened = after(opened, entry, _next="seq", to_ns="time_ns")
-    lost = pl.col("_next").is_not_null() & (pl.col("_next") < pl.col("_end").fill_null(2**64 - 1))
+    lost = pl.col("_next").is_not_null() & (pl.col("_next") < pl.col("_end").fill_null(NEVER))
     closed = before(before(end, entry, _begun="seq"), end, _last="seq", from_ns="time_ns")
     alone = pl.col("_last").is_not_null() & (pl.col("_last") > pl.col("_begun").fill_null(0))
     parts = [
@@ -117,9 +125,7 @@ def _within(raw: Raw, call: Inner) -> list[pl.DataFrame]:
     same = [c for c in call.same if raw.gives(call.entry, c) and raw.gives(call.inner, c)]
     rows = after(after(entry, end, _end="seq"), entry, _next="seq")
     rows = after(rows, inner, _inner="seq", **{f"_{c}": c for c in same})
-    whole = rows.filter(
-        pl.col("_end").is_not_null() & (pl.col("_end") < pl.col("_next").fill_null(2**64 - 1))
-    )
+    whole = rows.filter(pl.col("_end").is_not_null() & (pl.col("_end") < pl.col("_next").fill_null(NEVER)))
     there = pl.col("_inner").is_not_null() & (pl.col("_inner") < pl.col("_end"))
     twice = before(before(inner, entry, _begun="seq"), inner, _last="seq")
     return [
@@ -141,7 +147,9 @@ def _within(raw: Raw, call: Inner) -> list[pl.DataFrame]:
 def _words(raw: Raw) -> list[pl.DataFrame]:
     """Commands seen inside the loop against what was read for them just before, on the same task."""
     words = ("dw0", "dw1", "dw2", "dw3")
-    reads = raw["guest_read"].filter((pl.col("len") == _COMMAND_BYTES) & (pl.col("ret").fill_null(0) == 0))
+    reads = raw["guest_read"].filter(
+        (pl.col("len") == COMMAND_SIZE_BYTES) & (pl.col("ret").fill_null(0) == 0)
+    )
     reads = reads.filter(pl.all_horizontal(pl.col(word).is_not_null() for word in words))
     if reads.is_empty():
         return []
@@ -152,7 +160,7 @@ def _words(raw: Raw) -> list[pl.DataFrame]:
     begun = before(begun, raw["process_end"], _ended="seq")
     begun = after(after(begun, raw["command"], _taken="seq"), reads, _next="seq")
     inside = pl.col("_begun").is_not_null() & (pl.col("_begun") > pl.col("_ended").fill_null(0))
-    untaken = inside & (pl.col("_taken") > pl.col("_next").fill_null(2**64 - 1))
+    untaken = inside & (pl.col("_taken") > pl.col("_next").fill_null(NEVER))
     parts = [
         _rows(rows.filter(~own & pl.col("_last").is_not_null()), "command", "guest_read", "no entry"),
         _rows(begun.filter(untaken), "guest_read", "command", "no return"),

@@ -51,6 +51,10 @@ class Raw:
         """Whether the capture could have recorded the probe (not: whether it fired)."""
         return probe in self.events
 
+    def fired(self, *probes: str) -> bool:
+        """Whether each of them was recorded at least once."""
+        return all(self.frames[probe].height for probe in probes)
+
     def gives(self, probe: str, column: str) -> bool:
         """Whether the capture's definition of the probe gives this column."""
         return probe in self.events and column not in self.absent[probe]

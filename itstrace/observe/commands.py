@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from itstrace import schemas
+from itstrace.gic.commands import COMMAND_SIZE_BYTES
 from itstrace.observe.joins import after, before
 from itstrace.observe.runs import NEVER
 
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
     from itstrace.observe.identity import Identity
     from itstrace.observe.runs import Runs
 
-COMMAND_BYTES = 32
 #: CBASER.Physical_Address [51:12] and Size [7:0] in pages of 4 KiB, minus one. Spec: IHI 0069H, GITS_CBASER.
-_CBASER_ADDRESS = 0x000F_FFFF_FFFF_F000
+CBASER_ADDRESS = 0x000F_FFFF_FFFF_F000
 #: How far a batch may be out of place, by its time stamp, among the batches of its ITS.
 _REACH = 16
 
@@ -43,7 +43,7 @@ def boundaries(raw: Raw) -> pl.DataFrame:
     Shape: pid, seq, time_ns in order of seq.
     """
     parts = [raw[name] for name in ("command", "process", "process_end")]
-    parts.append(raw["guest_read"].filter(pl.col("len") == COMMAND_BYTES))
+    parts.append(raw["guest_read"].filter(pl.col("len") == COMMAND_SIZE_BYTES))
     return pl.concat([part.select("pid", "seq", "time_ns") for part in parts]).sort("seq")
 
 
@@ -74,7 +74,7 @@ def commands(raw: Raw, identity: Identity, ran: Runs) -> pl.DataFrame:
 
 
 def _slot(gpa: pl.Expr, cbaser: pl.Expr) -> pl.Expr:
-    return (gpa - (cbaser & _CBASER_ADDRESS)).cast(pl.UInt32, strict=False)
+    return (gpa - (cbaser & CBASER_ADDRESS)).cast(pl.UInt32, strict=False)
 
 
 def _from_probe(raw: Raw) -> pl.DataFrame:
@@ -109,7 +109,7 @@ def _from_reads(raw: Raw) -> pl.DataFrame:
     words = ("dw0", "dw1", "dw2", "dw3")
     failed = pl.col("ret").fill_null(0) != 0
     whole = pl.all_horizontal(pl.col(word).is_not_null() for word in words)
-    reads = raw["guest_read"].filter((pl.col("len") == COMMAND_BYTES) & (whole | failed)).sort("seq")
+    reads = raw["guest_read"].filter((pl.col("len") == COMMAND_SIZE_BYTES) & (whole | failed)).sort("seq")
     reads = reads.with_columns(pl.col(word).fill_null(0) for word in words)
     reads = before(reads, raw["process"], begun="seq")
     reads = before(reads, raw["process_end"], ended="seq")
@@ -148,9 +148,9 @@ def skipped_slots(raw: Raw, identity: Identity, taken: pl.DataFrame) -> pl.DataF
             read = slots.get(call["seq"], [])
             end = call["batch_end"]
             if end is None:
-                end = (read[-1] + COMMAND_BYTES) % size_bytes if read else call["creadr"]
+                end = (read[-1] + COMMAND_SIZE_BYTES) % size_bytes if read else call["creadr"]
             length = (end - call["creadr"]) % size_bytes
-            passed = {(call["creadr"] + at) % size_bytes for at in range(0, length, COMMAND_BYTES)}
+            passed = {(call["creadr"] + at) % size_bytes for at in range(0, length, COMMAND_SIZE_BYTES)}
             head = (
                 call["seq"],
                 call["time_ns"],
@@ -201,7 +201,7 @@ def _in_order(rows: pl.DataFrame, raw: Raw) -> pl.DataFrame:
             for index, slot in enumerate(batch.slots):
                 if slot != expected or (index == 0 and broken):
                     lost.add((batch.seq, slot))
-                expected = (slot + COMMAND_BYTES) % batch.size_bytes
+                expected = (slot + COMMAND_SIZE_BYTES) % batch.size_bytes
     order = pl.DataFrame(
         {"batch_seq": list(place), "_place": list(place.values())},
         schema={"batch_seq": pl.UInt64, "_place": pl.UInt64},
@@ -234,7 +234,7 @@ def _chain(batches: list[_Batch]) -> Iterator[tuple[_Batch, bool]]:
         if batch.end is not None:
             expected = batch.end
         elif batch.slots:
-            expected = (batch.slots[-1] + COMMAND_BYTES) % batch.size_bytes
+            expected = (batch.slots[-1] + COMMAND_SIZE_BYTES) % batch.size_bytes
         else:
             expected = None
         yield batch, broken

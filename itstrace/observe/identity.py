@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace import schemas
+from itstrace.gic.registers import FRAME_MASK
 from itstrace.observe.joins import after, before
 from itstrace.observe.runs import NEVER
 
@@ -66,8 +67,6 @@ _OFTEN = 8
 
 #: GITS_TRANSLATER lies 0x10040 above the base of the ITS. Spec: IHI 0069H, GITS_TRANSLATER.
 TRANSLATER_OFFSET = 0x1_0040
-#: GITS registers lie in the first 64 KiB of the ITS's two frames. Spec: IHI 0069H, ITS memory map.
-_ITS_FRAME_MASK = 0xFFFF
 
 
 @dataclass(slots=True)
@@ -184,7 +183,7 @@ def _anchors(raw: Raw) -> pl.DataFrame:
     named = anchors.filter(pl.col("kvm").is_not_null())
     works_for = named.group_by("pid", maintain_order=True).agg(pl.col("kvm").first())
     alone = anchors.filter(pl.col("kvm").is_null()).join(works_for, on="pid", how="inner", suffix="_of")
-    owners = alone.group_by("its", maintain_order=True).agg(owner=pl.col("kvm_of").mode().first())
+    owners = alone.group_by("its", maintain_order=True).agg(owner=pl.col("kvm_of").mode().min())
     only = named["kvm"].unique()
     anchors = anchors.join(owners, on="its", how="left", maintain_order="left")
     fallback = pl.lit(only[0] if only.len() == 1 else None, dtype=pl.UInt64)
@@ -195,10 +194,11 @@ def _bases(raw: Raw) -> dict[int, int]:
     """Base addresses of ITSs, by pointer: what process says, else the frame that its registers were written through."""
     bases: dict[int, int] = {}
     for name in ("write_ctlr", "write_baser", "write_cwriter", "write_cbaser"):
-        for its, addr in raw[name].select("its", "addr").unique().iter_rows():
-            if its is not None and addr is not None and addr > _ITS_FRAME_MASK:
-                bases[its] = addr & ~_ITS_FRAME_MASK
-    said = raw["process"].select("its", "base").drop_nulls().unique()
+        for its, addr in raw[name].select("its", "addr").unique(maintain_order=True).iter_rows():
+            if its is not None and addr is not None and addr > FRAME_MASK:
+                bases[its] = addr & ~FRAME_MASK
+    # Of records that disagree, most are right.
+    said = raw["process"].drop_nulls(["its", "base"]).group_by("its").agg(pl.col("base").mode().min())
     return bases | dict(said.iter_rows())
 
 

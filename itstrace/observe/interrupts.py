@@ -13,6 +13,7 @@ from itstrace import schemas
 from itstrace.observe.collect import FIRST_LPI, Raw
 from itstrace.observe.identity import TRANSLATER_OFFSET
 from itstrace.observe.joins import after, before
+from itstrace.observe.runs import NEVER
 
 if TYPE_CHECKING:
     from itstrace.observe.identity import Identity
@@ -24,7 +25,7 @@ _SHOWN_LRS = 4
 
 def _only_within(rows: pl.DataFrame, seq: str, end: str, columns: list[str]) -> pl.DataFrame:
     """Null the columns where `seq` lies beyond `end` (a null end is beyond everything)."""
-    inside = pl.col(seq).is_not_null() & (pl.col(seq) <= pl.col(end).fill_null(2**64 - 1))
+    inside = pl.col(seq).is_not_null() & (pl.col(seq) <= pl.col(end).fill_null(NEVER))
     return rows.with_columns(pl.when(inside).then(pl.col(c)).alias(c) for c in columns)
 
 
@@ -229,7 +230,7 @@ def fills(raw: Raw, identity: Identity, folded: pl.DataFrame) -> pl.DataFrame:
     )
     rows = rows.join(found, on=["vm", "vcpu", "intid", "fold_seq"], how="left", maintain_order="left")
     refilled = pl.col("refill_seq").is_not_null() & (
-        pl.col("refill_seq") < pl.col("fold_seq").fill_null(2**64 - 1)
+        pl.col("refill_seq") < pl.col("fold_seq").fill_null(NEVER)
     )
     rows = rows.with_columns(
         end_seq=pl.when(refilled).then("refill_seq").otherwise("fold_seq"),

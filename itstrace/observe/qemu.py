@@ -20,9 +20,10 @@ import polars as pl
 from itstrace import schemas
 from itstrace.gic.commands import COMMAND_SIZE_BYTES, Command, Opcode, build
 from itstrace.gic.faults import Fault
-from itstrace.gic.registers import GITS_CBASER, GITS_CTLR, decode_gits_cbaser, decode_gits_ctlr
+from itstrace.gic.registers import FRAME_MASK, GITS_CBASER, GITS_CTLR, decode_gits_cbaser, decode_gits_ctlr
 from itstrace.observe.identity import Identity
 from itstrace.observe.joins import after, before
+from itstrace.observe.runs import NEVER
 from itstrace.readers import qemulog
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ def injections(raw: Raw, taken: pl.DataFrame) -> pl.DataFrame:
 
     Shape: rows of INJECTIONS; `end_seq` is the last table entry that was read for it.
     """
-    msis = raw["qemu_translation_write"].filter((pl.col("offset") & _FRAME) == _TRANSLATER)
+    msis = raw["qemu_translation_write"].filter((pl.col("offset") & FRAME_MASK) == _TRANSLATER)
     none = pl.lit(None, dtype=pl.UInt64)
     head = [pl.col(name) for name in ("seq", "time_ns", "cpu", "pid", "vm")]
     parts = [
@@ -295,7 +296,7 @@ def injections(raw: Raw, taken: pl.DataFrame) -> pl.DataFrame:
 
 
 #: GITS_TRANSLATER within its frame. Spec: IHI 0069H, GITS_TRANSLATER.
-_FRAME, _TRANSLATER = 0xFFFF, 0x40
+_TRANSLATER = 0x40
 #: The entries that are read for an MSI, in that order, and what is wanted of each.
 _READS = {"dte": ("valid",), "ite": ("valid", "inttype", "intid"), "cte": ("valid",)}
 
@@ -311,7 +312,7 @@ def _with_read(raw: Raw, rows: pl.DataFrame, name: str, values: tuple[str, ...])
     )
     columns = {f"{name}_seq": "seq", f"{name}_ns": "time_ns"} | {f"{name}_{value}": value for value in values}
     rows = after(rows, read, "vm", **columns)
-    within = pl.col(f"{name}_seq") < pl.col("next_seq").fill_null(2**64 - 1)
+    within = pl.col(f"{name}_seq") < pl.col("next_seq").fill_null(NEVER)
     return rows.with_columns(pl.when(within).then(pl.col(column)).alias(column) for column in columns)
 
 
@@ -364,7 +365,7 @@ def vcpu_limits(raw: Raw, taken: pl.DataFrame) -> dict[int, int]:
     asked = raw["qemu_cmd_mapc"].filter(pl.col("valid") == 1).join(taken.select("seq", "end_seq"), on="seq")
     wrote = raw["qemu_cte_write"]
     asked = after(asked, wrote, "vm", wrote="seq")
-    done = pl.col("wrote").is_not_null() & (pl.col("wrote") < pl.col("end_seq").fill_null(2**64 - 1))
+    done = pl.col("wrote").is_not_null() & (pl.col("wrote") < pl.col("end_seq").fill_null(NEVER))
     asked = asked.join(wrote.group_by("vm").agg(largest=pl.col("icid").max()), on="vm")
     # The last line of a log may be cut off behind the command.
     refused = asked.filter(~done & pl.col("end_seq").is_not_null() & (pl.col("icid") <= pl.col("largest")))

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace import schemas
+from itstrace.gic.registers import FRAME_MASK
 from itstrace.observe.commands import boundaries
 from itstrace.observe.joins import after, before
+from itstrace.observe.runs import NEVER
 
 if TYPE_CHECKING:
     from itstrace.observe.collect import Raw
     from itstrace.observe.identity import Identity
     from itstrace.observe.runs import Runs
-
-_NEVER = 2**64 - 1
-#: Both of the ITS's and the redistributor's register frames are 64 KiB. Spec: IHI 0069H, memory maps.
-_FRAME_MASK = 0xFFFF
 
 
 def _finish(rows: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
@@ -41,7 +39,7 @@ def register_writes(raw: Raw, identity: Identity) -> pl.DataFrame:
     """Writes to GITS_CTLR, CBASER, CWRITER and BASER<n>. Shape: rows of REGISTER_WRITES."""
     rows = pl.concat([raw[name] for name in ("write_ctlr", "write_cbaser", "write_cwriter", "write_baser")])
     rows = rows.with_columns(
-        offset=pl.col("addr") & _FRAME_MASK,
+        offset=pl.col("addr") & FRAME_MASK,
         value=_low("val", "len"),
         size_bytes=pl.col("len").fill_null(8).clip(0, 8),
     )
@@ -62,10 +60,10 @@ def redistributor_writes(raw: Raw, identity: Identity) -> pl.DataFrame:
         ]
     )
     rows = rows.with_columns(
-        offset=pl.col("addr") & _FRAME_MASK,
+        offset=pl.col("addr") & FRAME_MASK,
         value=_low("val", "len"),
         size_bytes=pl.col("len").fill_null(8).clip(0, 8),
-        user=pl.col("addr") <= _FRAME_MASK,
+        user=pl.col("addr") <= FRAME_MASK,
     )
     return _finish(identity.with_vm(rows), schemas.REDISTRIBUTOR_WRITES)
 
@@ -116,11 +114,11 @@ def config_calls(raw: Raw, identity: Identity, ran: Runs) -> pl.DataFrame:
     rows = rows.hstack(ran.next_entry_of_task(rows).select("entry_seq"))
     # Without a return, or only with one that belongs to a later call, whatever comes next ends it.
     rows = rows.with_columns(over=pl.min_horizontal("over", "entry_seq"))
-    mine = pl.col("end_seq") < pl.col("over").fill_null(_NEVER)
+    mine = pl.col("end_seq") < pl.col("over").fill_null(NEVER)
     ends = ("end_seq", "end_ns", "enabled", "priority", "result")
     rows = rows.with_columns(pl.when(mine).then(pl.col(c)).alias(c) for c in ends)
     rows = rows.with_columns(over_seq=pl.coalesce("end_seq", "over"))
-    rows = rows.with_columns(over=pl.col("over_seq").fill_null(_NEVER))
+    rows = rows.with_columns(over=pl.col("over_seq").fill_null(NEVER))
     rows = after(
         rows,
         raw["guest_read"].filter(pl.col("len") == 1),
@@ -163,7 +161,7 @@ def invalidations(raw: Raw, identity: Identity) -> pl.DataFrame:
         end_ns="time_ns",
     )
     # A return that was lost does not make the next call's its own.
-    again = pl.col("seq").shift(-1).over("pid").fill_null(_NEVER)
+    again = pl.col("seq").shift(-1).over("pid").fill_null(NEVER)
     calls = calls.with_columns(
         pl.when(pl.col("end_seq") < again).then(pl.col(c)).alias(c) for c in ("end_seq", "end_ns")
     )

@@ -46,7 +46,6 @@ class DumpKind(StrEnum):
 
     VGIC_STATE = "vgic-state"
     ITS_STATE = "vgic-its-state"
-    SAVED_TABLES = "saved tables"
 
 
 @dataclass(frozen=True, slots=True)

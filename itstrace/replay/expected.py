@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from itstrace.gic.commands import Opcode
 from itstrace.model import effects as fx
 from itstrace.model.profiles import CacheScope
+from itstrace.replay import known
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from itstrace.gic.commands import Command
-    from itstrace.model.state import Device, Its
     from itstrace.replay.vm import VmReplay
 
 #: (ITS, what, device, event, LPI, ICID, vCPU, certain)
@@ -80,28 +80,33 @@ def before(vm: VmReplay, key: int, command: Command) -> Before:
     device_id, event_id = command.device_id, command.event_id
     if device_id is not None:
         device = its.devices.get(device_id)
-        found.device = _mapped(vm, its, device, device_id)
+        found.device = known.device_mapped(vm, its, device, device_id)
         if event_id is not None:
-            found.event = _event_mapped(vm, its, found.device, (device_id, event_id))
+            found.event = known.event_mapped(vm, its, found.device, (device_id, event_id))
             ite = None if device is None else device.events.get(event_id)
             # One that was learnt by its use goes by some collection, or it could not have been used.
             found.route = ite is not None and ite.collection_valid
             if ite is not None and ite.icid is not None:
-                found.route &= collection_mapped(vm, its, ite.icid) is True
+                found.route &= known.collection_mapped(vm, its, ite.icid) is True
         elif device is not None:
             found.whole = device.complete
             found.events = [
-                (event, ite.intid, _sure(vm, "mappings", (key, device.device_id, event)))
+                (event, ite.intid, known.sure_of(vm, "mappings", (key, device.device_id, event)))
                 for event, ite in sorted(device.events.items())
             ]
     if command.icid is not None:
-        found.collection = collection_mapped(vm, its, command.icid)
-    found.fits = _fits(vm, its, command)
-    found.vcpus = all(_exists(vm, rdbase) for rdbase in (command.rdbase, command.rdbase2))
+        found.collection = known.collection_mapped(vm, its, command.icid)
+    found.fits = known.fits(vm, its, command)
+    found.vcpus = all(known.exists(vm, rdbase) for rdbase in (command.rdbase, command.rdbase2))
     if command.opcode == Opcode.MOVALL and command.rdbase is not None:
         source = vm.gic.vcpu_of(command.rdbase)
         found.lpis = [
-            (intid, bool(lpi.mapped_by) and _sure(vm, "targets", (intid,)) and _live(vm, intid))
+            (
+                intid,
+                bool(lpi.mapped_by)
+                and known.sure_of(vm, "targets", (intid,))
+                and known.mapped_by_any(vm, intid),
+            )
             for intid, lpi in sorted(vm.gic.lpis.items())
             if source is not None and lpi.target_vcpu == source
         ]
@@ -144,8 +149,8 @@ def of_command(
             assert icid is not None
             vcpu = vm.gic.collection(vm.gic.its[key], icid)[1]
             # Also where it has that target already. Kernel: vgic-its.c:vgic_its_cmd_handle_movi (v6.12)
-            known = sure and intid is not None
-            yield _row("retarget", key, device=device, event=event, intid=intid, vcpu=vcpu, certain=known)
+            surely = sure and intid is not None
+            yield _row("retarget", key, device=device, event=event, intid=intid, vcpu=vcpu, certain=surely)
             yield from _invalidations(vm, effects, certain=sure)
         case Opcode.MOVALL:
             sure = ok and was.vcpus
@@ -280,8 +285,8 @@ def _reads(vm: VmReplay, its: int | None, effects: Iterable[fx.Effect], *, certa
     """The property bytes that must be read."""
     for effect in effects:
         if isinstance(effect, fx.ConfigRead):
-            sure = certain and effect.certain and _live(vm, effect.intid)
-            sure &= _sure(vm, "targets", (effect.intid,))
+            sure = certain and effect.certain and known.mapped_by_any(vm, effect.intid)
+            sure &= known.sure_of(vm, "targets", (effect.intid,))
             yield _row("config_read", its, intid=effect.intid, certain=sure)
 
 
@@ -291,8 +296,8 @@ def _mapd(vm: VmReplay, was: Before, *, sure: bool) -> Iterator[Row]:
     if was.device is not False:
         yield _row("free_device", key, device=device, certain=sure and was.device is True)
         for event, intid, mapped in was.events:
-            known = sure and was.device is True and mapped
-            yield _row("free_event", key, device=device, event=event, intid=intid, certain=known)
+            surely = sure and was.device is True and mapped
+            yield _row("free_event", key, device=device, event=event, intid=intid, certain=surely)
         if was.device is None or not was.whole:
             yield _row("free_event", key, device=device)
             yield from _invalidations(vm, [fx.CacheInvalidated((key,), certain=False)], certain=False)
@@ -327,8 +332,8 @@ def _mapc(vm: VmReplay, was: Before, *, ok: bool) -> Iterator[Row]:
     for device_id, device in sorted(its.devices.items()):
         for event_id, ite in sorted(device.events.items()):
             if ite.icid == icid and ite.collection_valid and ite.intid is not None:
-                known = sure and was.collection is True
-                known &= _sure(vm, "mappings", (key, device_id, event_id))
+                surely = sure and was.collection is True
+                surely &= known.sure_of(vm, "mappings", (key, device_id, event_id))
                 yield _row(
                     "retarget",
                     key,
@@ -337,7 +342,7 @@ def _mapc(vm: VmReplay, was: Before, *, ok: bool) -> Iterator[Row]:
                     intid=ite.intid,
                     icid=icid,
                     vcpu=vcpu,
-                    certain=known,
+                    certain=surely,
                 )
     if not its.complete or not all(device.complete for device in its.devices.values()):
         yield _row("retarget", key, icid=icid, vcpu=vcpu)
@@ -371,87 +376,3 @@ def _event_of(vm: VmReplay, key: int, device_id: int | None, event_id: int | Non
     device = None if device_id is None else vm.gic.its[key].devices.get(device_id)
     ite = None if device is None or event_id is None else device.events.get(event_id)
     return None if ite is None else ite.intid
-
-
-# --- what is known
-
-
-def _sure(vm: VmReplay, table: str, key: tuple[int, ...]) -> bool:
-    """An entry that surely holds: it was seen set, or something that was seen is possible only with it.
-
-    What `unseen.learn` found by its use holds from before the capture, and has a value; what a command itself made
-    the model assume has none, and what was held when commands were lost has a begin.
-    """
-    held = getattr(vm.rec, table).open.get((vm.vm, *key))
-    if held is None or (table, key) in vm.doubtful:
-        return False
-    return not held.assumed or (held.from_seq is None and held.values[0] is not None)
-
-
-def _device(vm: VmReplay, its: Its, device_id: int) -> bool:
-    """A device that surely is mapped, if only because one of its events is, or was before its DISCARD."""
-    if _sure(vm, "devices", (its.key, device_id)) or (its.key, device_id) in vm.proven_devices:
-        return True
-    device = its.devices.get(device_id)
-    events = () if device is None else device.events
-    if any(_sure(vm, "mappings", (its.key, device_id, event)) for event in events):
-        vm.proven_devices.add((its.key, device_id))
-        return True
-    return False
-
-
-def _live(vm: VmReplay, intid: int) -> bool:
-    """An event that surely is mapped maps this LPI."""
-    lpi = vm.gic.lpis.get(intid)
-    return lpi is not None and any(_sure(vm, "mappings", event) for event in lpi.mapped_by)
-
-
-def _mapped(vm: VmReplay, its: Its, device: Device | None, device_id: int) -> bool | None:
-    if ("devices", (its.key, device_id)) in vm.doubtful:
-        return None
-    if device is not None:
-        return True if _device(vm, its, device_id) else None
-    return False if its.complete or device_id in its.gone_devices else None
-
-
-def _event_mapped(vm: VmReplay, its: Its, mapped: bool | None, key: tuple[int, int]) -> bool | None:
-    device_id, event_id = key
-    device = its.devices.get(device_id)
-    if ("mappings", (its.key, *key)) in vm.doubtful:
-        return None
-    if device is None or mapped is not True:
-        return mapped
-    if event_id in device.events:
-        return True if _sure(vm, "mappings", (its.key, device_id, event_id)) else None
-    return False if device.complete or event_id in device.gone else None
-
-
-def collection_mapped(vm: VmReplay, its: Its, icid: int) -> bool | None:
-    """Whether KVM has a collection, be it one without target; None where that is not known."""
-    found = its.collections.get(icid)
-    if ("collections", (its.key, icid)) in vm.doubtful:
-        return None
-    if found is None:
-        if (its.key, icid) in vm.proven_collections:
-            return True
-        return False if its.complete or icid in its.gone_collections else None
-    known = found.placeholder or (its.key, icid) in vm.proven_collections
-    return True if known or _sure(vm, "collections", (its.key, icid)) else None
-
-
-def _fits(vm: VmReplay, its: Its, command: Command) -> bool:
-    """Whether there surely is room: the table's size is known, or something with a larger id has its place."""
-    device, icid, intid = command.device_id, command.icid, command.intid
-    if command.opcode == Opcode.MAPD:
-        assert device is not None
-        return its.baser.get(0) is not None or device <= vm.proven_device
-    if icid is not None and its.baser.get(1) is None and collection_mapped(vm, its, icid) is not True:
-        known = (one for one in its.collections if _sure(vm, "collections", (its.key, one)))
-        if icid > max(known, default=-1):
-            return False
-    return intid is None or vm.gic.propbaser is not None or intid <= vm.proven_intid
-
-
-def _exists(vm: VmReplay, rdbase: int | None) -> bool:
-    """The vCPU is known to exist, or none is named."""
-    return rdbase is None or vm.gic.vcpus is not None or rdbase in vm.known_vcpus

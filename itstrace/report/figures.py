@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import polars as pl
@@ -113,11 +112,6 @@ class Traffic:
     def get(self, key: tuple[int, int]) -> Counts:
         """The counts of (vm, intid)."""
         return self.by_lpi.get(key, self.none)
-
-    @cached_property
-    def busiest(self) -> list[tuple[int, int]]:
-        """(vm, intid), the most injections first."""
-        return sorted(self.by_lpi, key=lambda key: -(self.by_lpi[key].injections or 0))
 
 
 def traffic(analysis: Analysis) -> Traffic:

@@ -5,11 +5,8 @@ Every string that comes out of a capture passes `plain` before it reaches a term
 
 from __future__ import annotations
 
-from typing import Final
-
 from itstrace.units import duration
 
-NS_PER_SECOND: Final = 1_000_000_000
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 

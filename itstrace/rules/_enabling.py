@@ -1,4 +1,4 @@
-"""Writes of GICR_CTLR.EnableLPIs, and whether KVM enabled or flushed the vCPU's LPIs for them: a part of ITS207."""
+"""Writes to GICR_CTLR.EnableLPIs, and whether KVM enabled or flushed the vCPU's LPIs for them: a part of ITS207."""
 
 from __future__ import annotations
 
@@ -8,17 +8,37 @@ import polars as pl
 
 from itstrace.gic import registers as reg
 from itstrace.observe.joins import after
-from itstrace.rules.case import NEVER
+from itstrace.rules.case import NEVER, first_some
+from itstrace.units import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from itstrace.findings import Finding
     from itstrace.rules.case import Case
 
 _ENABLE_LPIS = 1
 
 
-def unheeded(case: Case) -> Iterator[dict[str, Any]]:
+def not_enabled(case: Case) -> Iterator[Finding]:
+    """Writes to GICR_CTLR.EnableLPIs that KVM did not heed."""
+    for row in _unheeded(case):
+        written, called = (1, "vgic_enable_lpis") if row["on"] else (0, "vgic_flush_pending_lpis")
+        yield case.finding(
+            f"GICR_CTLR.EnableLPIs of vCPU {row['vcpu']} was written {written} at {seconds(row['time_ns'])}, and had not been so "
+            f"since {seconds(row['was_ns'])}; {called} was not called before its task went on.",
+            mechanism=f"EnableLPIs was written {written} and {called} was not called",
+            suspect=("vgic_mmio_write_v3r_ctlr", called),
+            guest_saw="Its LPIs do not come." if row["on"] else "LPIs that it had disabled still come.",
+            vm=row["vm"],
+            vcpus=(row["vcpu"],),
+            time_ns=row["time_ns"],
+            end_ns=row["over_ns"],
+            seqs=first_some([row["seq"], row["over_seq"]]),
+        )
+
+
+def _unheeded(case: Case) -> Iterator[dict[str, Any]]:
     """Writes that changed EnableLPIs, as far as is known, and for which KVM did nothing.
 
     A write for which KVM did something tells what the bit is from then on, and so does every write: the bit is what

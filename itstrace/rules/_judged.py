@@ -16,7 +16,7 @@ from itstrace.gic.commands import Opcode, decode
 from itstrace.gic.faults import Fault
 from itstrace.observe.joins import after, before
 from itstrace.rules._effects import compared, seen
-from itstrace.rules.case import NEVER, once
+from itstrace.rules.case import EVENT, LPI, NEVER, once
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 #: What may be broken: a device, an event, a collection, or the target of an LPI, each with where it is.
 Key = tuple[Any, ...]
-EVENT = ["vm", "its", "device_id", "event_id"]
-LPI = ["vm", "intid"]
 #: So often it is no accident of a capture that lost a few records and does not say so.
 _OFTEN = 3
 #: A level-1 or device table entry of 8 bytes, bit 63: Valid. Kernel: vgic-its.c:vgic_its_check_id (v6.12)

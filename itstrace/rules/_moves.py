@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace.observe.joins import after, before
-from itstrace.rules.case import once
+from itstrace.rules.case import LPI, VCPU, once
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case
 
-LPI = ["vm", "intid"]
-VCPU = ["vm", "vcpu"]
 #: What a guest moves LPIs with. MAPTI gives an LPI its first target.
 MOVERS = ("MOVI", "MOVALL", "MAPC")
 #: Share of the capture's own waits that counts as usual: rare ones are an emulated host's, or the trouble itself.

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from itstrace.observe.joins import after, before
-from itstrace.rules.case import NEVER, once
+from itstrace.rules.case import EVENT, LPI, NEVER, once
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case
 
-KEY = ["vm", "its", "device_id", "event_id"]
-LPI = ["vm", "intid"]
 #: ICH_LR<n>_EL2.State as folds find it: pending, or pending and active; active, or pending and active.
 #: Spec: IHI 0069H, ICH_LR<n>_EL2
 STILL_PENDING, STILL_ACTIVE = (1, 3), (2, 3)
@@ -29,9 +27,9 @@ def unmapped(case: Case) -> pl.DataFrame:
     rows = case.history.mappings.filter(pl.col("ended_by").is_not_null())
     # What a command changed goes on at once, and was not unmapped.
     goes_on = case.history.mappings.filter(pl.col("from_seq").is_not_null())
-    rows = rows.join(goes_on.select(*KEY, to_seq="from_seq"), on=[*KEY, "to_seq"], how="anti")
+    rows = rows.join(goes_on.select(*EVENT, to_seq="from_seq"), on=[*EVENT, "to_seq"], how="anti")
     rows = rows.with_columns(settled=case.ends_of(rows["ended_by"]).fill_null(NEVER))
-    return rows.select(*KEY, "intid", "settled", "assumed", seq="ended_by", time_ns="to_ns").sort("seq")
+    return rows.select(*EVENT, "intid", "settled", "assumed", seq="ended_by", time_ns="to_ns").sort("seq")
 
 
 @once
@@ -46,23 +44,32 @@ def sources(case: Case) -> pl.DataFrame:
     return pl.concat([queued.select(*LPI, "seq"), read.select(*LPI, "seq")]).sort("seq")
 
 
-def with_latch(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
-    """Whether each row's LPI was pending in software when its `seq` came, and in which fill it was held then.
+def latched(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
+    """Whether each row's LPI was pending in software when its `seq` came.
 
-    Shape: `rows` in order of seq with `latched` (null: nothing seen), `latched_by`, `latched_seq`, `latched_vcpu`; and of
-        the fill in whose list register it was: `held`, `held_vcpu`, `held_until`, `held_state` (null: in none).
+    Shape: `rows` in order of seq with `latched` (null: nothing seen), `latched_by`, `latched_seq`, `latched_ns`,
+        `latched_vcpu`.
     """
-    rows = before(
+    return before(
         rows,
         case.lives.latches,
         LPI,
         latched="latched",
         latched_by="by",
         latched_seq="seq",
+        latched_ns="time_ns",
         latched_vcpu="vcpu",
     )
+
+
+def with_latch(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
+    """Whether each row's LPI was pending in software when its `seq` came, and in which fill it was held then.
+
+    Shape: `rows` as `latched` gives them; and of the fill in whose list register it was: `held`, `held_vcpu`, `held_until`,
+        `held_state` (null: in none).
+    """
     rows = before(
-        rows,
+        latched(case, rows),
         case.observations.fills,
         LPI,
         held="seq",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace.observe.joins import after, before
-from itstrace.rules._moves import LPI, MOVERS, retargets
-from itstrace.rules.case import once
+from itstrace.rules._moves import MOVERS, retargets
+from itstrace.rules.case import LPI, once
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace.observe.joins import before
+from itstrace.rules.case import EVENT
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case
-
-KEY = ["vm", "its", "device_id", "event_id"]
 
 
 def mismatches(case: Case, *, cached: bool) -> pl.DataFrame:
@@ -29,7 +28,7 @@ def mismatches(case: Case, *, cached: bool) -> pl.DataFrame:
         & pl.col("its").is_not_null()
         & (pl.col("cached") == cached)
     )
-    wrong = case.compare(rows, case.history.mappings, KEY, "intid", seen="intid", end="end_seq")
+    wrong = case.compare(rows, case.history.mappings, EVENT, "intid", seen="intid", end="end_seq")
     whole = case.observations.itss.select("vm", "its", whole="complete")
     wrong = wrong.join(whole, on=["vm", "its"], how="left", maintain_order="left")
     # Of an ITS that is known from its first command on, an event without any history was never mapped.
@@ -48,8 +47,8 @@ def mismatches(case: Case, *, cached: bool) -> pl.DataFrame:
 def _whence(case: Case, wrong: pl.DataFrame) -> pl.DataFrame:
     """Where the LPI that came is from: the event's own earlier mapping, or another event."""
     ended = case.history.mappings.drop_nulls("to_seq")
-    ended = ended.select(*KEY, "intid", seq="to_seq", by="ended_by")
-    wrong = before(wrong, ended, [*KEY, "intid"], taken_down="by")
+    ended = ended.select(*EVENT, "intid", seq="to_seq", by="ended_by")
+    wrong = before(wrong, ended, [*EVENT, "intid"], taken_down="by")
     others = case.history.mappings.with_columns(seq=pl.col("from_seq").fill_null(0))
     others = others.select("vm", "its", "device_id", "intid", "seq", "to_seq", other="event_id")
     wrong = before(wrong, others, ["vm", "its", "device_id", "intid"], whose="other", _until="to_seq")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from itstrace.observe.joins import after, before
-from itstrace.rules._waiting import LPI, VCPU, flushes, queued, stops
-from itstrace.rules.case import NEVER
+from itstrace.rules._waiting import flushes, queued, stops
+from itstrace.rules.case import LPI, NEVER, VCPU
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case

@@ -8,13 +8,10 @@ import polars as pl
 
 from itstrace.gic.registers import GICR_CTLR
 from itstrace.observe.joins import after, before
-from itstrace.rules.case import NEVER, once
+from itstrace.rules.case import LPI, NEVER, VCPU, once
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case
-
-LPI = ["vm", "intid"]
-VCPU = ["vm", "vcpu"]
 
 
 @once

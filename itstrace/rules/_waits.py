@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace.observe.joins import after, before
-from itstrace.rules._moves import LPI, moves
-from itstrace.rules.case import NEVER, once
+from itstrace.rules._moves import moves
+from itstrace.rules.case import LPI, NEVER, once
 
 if TYPE_CHECKING:
     from itstrace.rules.case import Case

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import polars as pl
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from itstrace.rules.registry import Rule
 
 
+#: What names an LPI, a vCPU and an event in every frame.
+LPI: Final = ["vm", "intid"]
+VCPU: Final = ["vm", "vcpu"]
+EVENT: Final = ["vm", "its", "device_id", "event_id"]
 #: An end that never comes.
 NEVER = 2**64 - 1
 #: Times before and after all others.

@@ -13,14 +13,13 @@ from itstrace.findings import Finding, Kind, Severity, Subject
 from itstrace.gic.commands import Command, Opcode, decode, describe
 from itstrace.gic.registers import GITS_CWRITER
 from itstrace.observe.joins import after, before
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules.case import EVENT, NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds, times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-EVENT = ["vm", "its", "device_id", "event_id"]
 #: Commands whose effect shows in the next interrupt of their event or collection.
 _AIMING = (Opcode.MAPTI, Opcode.MAPI, Opcode.MOVI, Opcode.MAPC, Opcode.INV, Opcode.INVALL)
 #: Commands after which the guest takes something for done as soon as it goes on. MAPD is none of them: Linux sends no

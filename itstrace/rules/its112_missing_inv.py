@@ -10,14 +10,13 @@ from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.gic.lpi import FIRST_LPI
 from itstrace.model import effects as fx
 from itstrace.observe.joins import after, before
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules.case import LPI, NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import duration, seconds, times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LPI = ["vm", "intid"]
 #: GICR_PROPBASER names the table by bits [51:12].
 _PAGE = 4096
 _RECORD = "the guest's LPI configuration table at that time: --seed with a folder of table images, or guest-ram-GPA.bin, and @T"

@@ -8,8 +8,8 @@ import polars as pl
 
 from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.observe.joins import before
-from itstrace.rules._translation import KEY, mismatches
-from itstrace.rules.case import Case, first_some
+from itstrace.rules._translation import mismatches
+from itstrace.rules.case import EVENT, Case, first_some
 from itstrace.rules.registry import Setting, rule
 from itstrace.units import duration, seconds, times
 
@@ -77,7 +77,7 @@ def stale_translation(case: Case) -> Iterator[Finding]:
     `itstrace lpi`), and whether its body ran. Record with its_inval_cache if it is missing.
     """
     wrong = _cache_since(case, mismatches(case, cached=True))
-    for (_, _, device, event), rows in wrong.group_by(KEY, maintain_order=True):
+    for (_, _, device, event), rows in wrong.group_by(EVENT, maintain_order=True):
         first = rows.row(0, named=True)
         held = (
             "which was unmapped" if first["expected"] is None else f"although it maps LPI {first['expected']}"
@@ -125,8 +125,8 @@ def _cache_since(case: Case, wrong: pl.DataFrame) -> pl.DataFrame:
     rows = rows.with_columns(dropped=pl.max_horizontal("_its", "_vm")).drop("_its", "_vm")
     rows = rows.with_columns(dropped=pl.when(pl.col("dropped") > pl.col("taken_down")).then("dropped"))
     # An MSI that went through the tables and got the same put it into the cache.
-    tables = mismatches(case, cached=False).select(*KEY, "intid", "seq")
-    rows = before(rows, tables, [*KEY, "intid"], _anew="seq")
+    tables = mismatches(case, cached=False).select(*EVENT, "intid", "seq")
+    rows = before(rows, tables, [*EVENT, "intid"], _anew="seq")
     told = case.recorded("invalidate") and bool(obs.records.get("invalidate"))
     anew = pl.col("_anew") > pl.col("taken_down").fill_null(0)
     cache = (

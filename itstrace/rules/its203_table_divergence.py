@@ -9,8 +9,8 @@ import polars as pl
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.gic.faults import Fault
 from itstrace.rules._teardown import Leftover, leftovers
-from itstrace.rules._translation import KEY, mismatches
-from itstrace.rules.case import Case, first_some
+from itstrace.rules._translation import mismatches
+from itstrace.rules.case import EVENT, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import times
 
@@ -59,7 +59,7 @@ def table_divergence(case: Case) -> Iterator[Finding]:
     command before it did in KVM (its_alloc_*, its_free_*).
     """
     wrong = mismatches(case, cached=False)
-    for (_, _, device, event), rows in wrong.group_by(KEY, maintain_order=True):
+    for (_, _, device, event), rows in wrong.group_by(EVENT, maintain_order=True):
         first = rows.row(0, named=True)
         said = "nothing maps it" if first["expected"] is None else f"it maps LPI {first['expected']}"
         whose = ""
@@ -90,7 +90,7 @@ def table_divergence(case: Case) -> Iterator[Finding]:
         )
     yield from _torn_down(case)
     shifts = _shifts(wrong)
-    for (_, _, device, event), rows in _refused(case).group_by(KEY, maintain_order=True):
+    for (_, _, device, event), rows in _refused(case).group_by(EVENT, maintain_order=True):
         first = rows.row(0, named=True)
         shifted = _as_another(case, rows, shifts)
         yield case.finding(
@@ -161,7 +161,7 @@ def _shifts(wrong: pl.DataFrame) -> set[int]:
 def _as_another(case: Case, rows: pl.DataFrame, shifts: set[int]) -> bool:
     """Whether a refused event is explained by being looked up as another, as others were, that is not mapped."""
     first = rows.row(0, named=True)
-    keys = {name: first[name] for name in KEY}
+    keys = {name: first[name] for name in EVENT}
     others = [{**keys, "event_id": first["event_id"] ^ shift} for shift in shifts]
     return any(not case.live_rows(case.history.mappings, other, first["seq"]) for other in others)
 
@@ -171,7 +171,7 @@ def _refused(case: Case) -> pl.DataFrame:
     rows = case.observations.injections.filter(
         (pl.col("result") == int(Fault.INT_UNMAPPED_INTERRUPT)) & pl.col("its").is_not_null()
     )
-    rows = case.held(rows, case.history.mappings, KEY, expected="intid", icid="icid", set_by="set_by")
+    rows = case.held(rows, case.history.mappings, EVENT, expected="intid", icid="icid", set_by="set_by")
     aims = ["vm", "its", "icid"]
     rows = rows.filter(pl.col("expected").is_not_null() & pl.col("icid").is_not_null())
     rows = case.held(rows, case.history.collections, aims, target="target_vcpu")

@@ -9,14 +9,13 @@ import polars as pl
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.gic.commands import decode
 from itstrace.observe.joins import after, before
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules.case import LPI, NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LPI = ["vm", "intid"]
 _RDBASE = 0xFFFF_FFFF  # Kernel: vgic-its.c:its_cmd_get_target_addr takes 32 bits
 
 

@@ -11,14 +11,13 @@ from itstrace.gic import registers as reg
 from itstrace.gic.lpi import FIRST_LPI
 from itstrace.observe.joins import after, before
 from itstrace.rules._judged import judged, unless_lost
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules.case import LPI, NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LPI = ["vm", "intid"]
 #: Property byte: Priority [7:2], Enable [0]. Spec: IHI 0069H, LPI configuration tables.
 _PRIORITY, _ENABLE = 0xFC, 1
 #: GICR_PROPBASER.Physical_Address [51:12]. Spec: IHI 0069H, GICR_PROPBASER.

@@ -8,15 +8,13 @@ import polars as pl
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.observe.joins import after, before
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules.case import LPI, NEVER, VCPU, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LPI = ["vm", "intid"]
-VCPU = ["vm", "vcpu"]
 _SHOWN_LRS = 4
 _STATES = {0: "inactive", 1: "pending", 2: "active", 3: "pending and active"}
 

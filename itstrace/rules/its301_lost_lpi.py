@@ -9,8 +9,7 @@ import polars as pl
 
 from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.rules._unheld import left_latched, lost
-from itstrace.rules._waiting import LPI
-from itstrace.rules.case import Case, first_some
+from itstrace.rules.case import LPI, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import duration, seconds, times
 

@@ -11,7 +11,7 @@ from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.gic.faults import Fault
 from itstrace.gic.registers import GICR_CTLR, GITS_CTLR
 from itstrace.observe.joins import after, before
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules.case import EVENT, NEVER, Case, first_some
 from itstrace.rules.registry import Setting, rule
 from itstrace.units import times
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _EBUSY = -16
 _ENODEV, _EINVAL = -19, -22
-KEY = ["vm", "its", "device_id", "event_id"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,7 @@ def dropped_injection(case: Case) -> Iterator[Finding]:
     if rows.is_empty():
         return
     rows = _reasons(case, rows)
-    for _, mine in rows.group_by([*KEY, "reason", "result"], maintain_order=True):
+    for _, mine in rows.group_by([*EVENT, "reason", "result"], maintain_order=True):
         yield _finding(case, mine)
 
 
@@ -215,7 +214,7 @@ def _reasons(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
     unmapped = pl.col("result") == int(Fault.INT_UNMAPPED_INTERRUPT)
     busy = pl.col("result") == _EBUSY
     gone = pl.col("taken_down").is_not_null() & ~pl.col("mapped")
-    once = (unmapped & gone).sum().over([*KEY, "taken_down"]) == 1
+    once = (unmapped & gone).sum().over([*EVENT, "taken_down"]) == 1
     soon = pl.col("time_ns") - pl.col("taken_ns") <= case.setting("teardown-ms") * 1e6
     reason = (
         pl.when(unmapped & pl.col("vcpu").is_not_null())
@@ -269,11 +268,11 @@ def _mapped(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
     history = case.history
     entries = history.mappings.with_columns(seq=pl.col("from_seq").fill_null(0)).sort("seq")
     rows = before(
-        rows, entries, KEY, _to="to_seq", icid="icid", mapped_by="set_by", _assumed="assumed", _from="seq"
+        rows, entries, EVENT, _to="to_seq", icid="icid", mapped_by="set_by", _assumed="assumed", _from="seq"
     )
     ended = history.mappings.drop_nulls("to_seq").with_columns(seq="to_seq").sort("seq")
-    rows = before(rows, ended, KEY, taken_down="to_seq", taken_ns="to_ns", taken_by="ended_by")
-    rows = after(rows, entries, KEY, later="seq")
+    rows = before(rows, ended, EVENT, taken_down="to_seq", taken_ns="to_ns", taken_by="ended_by")
+    rows = after(rows, entries, EVENT, later="seq")
     mapped = pl.col("_from").is_not_null() & (pl.col("_to").fill_null(NEVER) > pl.col("seq"))
     rows = rows.with_columns(mapped=mapped)
     collections = history.collections.with_columns(seq=pl.col("from_seq").fill_null(0)).sort("seq")
@@ -281,7 +280,7 @@ def _mapped(case: Case, rows: pl.DataFrame) -> pl.DataFrame:
     rows = before(rows, collections, aims, _until="to_seq", _target="target_vcpu", unmapped_by="ended_by")
     lacks = pl.col("_target").is_null() | (pl.col("_until").fill_null(NEVER) <= pl.col("seq"))
     rows = rows.with_columns(no_collection=(pl.col("icid").is_null() | lacks) & ~pl.col("_assumed"))
-    held = case.held(rows.drop("icid"), history.mappings, KEY, icid="icid").drop_nulls("icid")
+    held = case.held(rows.drop("icid"), history.mappings, EVENT, icid="icid").drop_nulls("icid")
     held = case.held(held, history.collections, aims, vcpu="target_vcpu")
     held = case.without_lost_commands(case.without_lost(held, "time_ns", "end_ns"), "seq")
     rows = rows.join(held.select("seq", "vcpu"), on="seq", how="left", maintain_order="left")

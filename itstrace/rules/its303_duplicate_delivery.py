@@ -8,14 +8,12 @@ import polars as pl
 
 from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.observe.joins import after, before
-from itstrace.rules.case import Case, first_some
+from itstrace.rules.case import LPI, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds, times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-LPI = ["vm", "intid"]
 
 
 #: By whether the fill before left the latch set.

@@ -11,8 +11,8 @@ import polars as pl
 from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.observe.joins import after, before
 from itstrace.observe.runs import INTERRUPTED, WAITING
-from itstrace.rules._waiting import LPI, VCPU, queued, stops
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules._waiting import queued, stops
+from itstrace.rules.case import LPI, NEVER, VCPU, Case, first_some
 from itstrace.rules.registry import Setting, rule
 from itstrace.units import duration, seconds, times
 

@@ -8,8 +8,8 @@ import polars as pl
 
 from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.observe.joins import after, before
-from itstrace.rules._pending import KEY, unmapped
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules._pending import unmapped
+from itstrace.rules.case import EVENT, NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import duration, seconds
 
@@ -67,17 +67,17 @@ def _taken(case: Case) -> pl.DataFrame:
 
 
 def _after(case: Case) -> Iterator[Finding]:
-    wrong = case.compare(_taken(case), case.history.mappings, KEY, "intid", seen="intid", end="end_seq")
+    wrong = case.compare(_taken(case), case.history.mappings, EVENT, "intid", seen="intid", end="end_seq")
     if wrong.is_empty():
         return
     wrong = wrong.filter(pl.col("known") & pl.col("expected").is_null() & pl.col("gone_by").is_not_null())
     gone = unmapped(case).filter(~pl.col("assumed"))
     # Another LPI than the event's own is a wrong translation, and not this.
-    gone = gone.select(*KEY, "intid", gone_by="seq", gone_ns="time_ns")
-    wrong = wrong.join(gone, on=[*KEY, "intid", "gone_by"], how="inner", maintain_order="left")
+    gone = gone.select(*EVENT, "intid", gone_by="seq", gone_ns="time_ns")
+    wrong = wrong.join(gone, on=[*EVENT, "intid", "gone_by"], how="inner", maintain_order="left")
     wrong = case.without_lost_commands(case.without_lost(wrong, "time_ns", "end_ns"), "since_seq")
     wrong = wrong.filter(pl.col("filled_seq").is_not_null())
-    for keys, mine in wrong.group_by(*KEY, "gone_by", maintain_order=True):
+    for keys, mine in wrong.group_by(*EVENT, "gone_by", maintain_order=True):
         row = mine.row(0, named=True)
         cached = bool(row["cached"])
         waited = row["time_ns"] - row["gone_ns"]
@@ -104,13 +104,13 @@ def _under_way(case: Case) -> Iterator[Finding]:
     rows = _taken(case).filter(pl.col("from_command").is_null() & pl.col("filled_seq").is_not_null())
     # The command may have been read before the MSI came, or while it was handled.
     read = {"gone_by": "seq", "gone_ns": "time_ns", "settled": "settled"}
-    early = before(rows, gone, KEY, **read).filter(pl.col("settled") > pl.col("seq"))
-    late = after(rows, gone, KEY, **read).filter(pl.col("gone_by") < pl.coalesce("queue_seq", "end_seq"))
+    early = before(rows, gone, EVENT, **read).filter(pl.col("settled") > pl.col("seq"))
+    late = after(rows, gone, EVENT, **read).filter(pl.col("gone_by") < pl.coalesce("queue_seq", "end_seq"))
     late = late.select(early.columns)
     rows = pl.concat([early, late]).filter(pl.col("filled_seq") > pl.col("settled")).sort("seq")
     # Not where the event came back before the LPI was filled.
-    back = case.history.mappings.filter(pl.col("from_seq").is_not_null()).select(*KEY, seq="from_seq")
-    rows = after(rows.with_columns(_seq="seq", seq=pl.col("gone_by")), back, KEY, back="seq").with_columns(
+    back = case.history.mappings.filter(pl.col("from_seq").is_not_null()).select(*EVENT, seq="from_seq")
+    rows = after(rows.with_columns(_seq="seq", seq=pl.col("gone_by")), back, EVENT, back="seq").with_columns(
         seq="_seq"
     )
     rows = rows.filter(pl.col("back").fill_null(NEVER) > pl.col("filled_seq"))

@@ -8,14 +8,13 @@ import polars as pl
 
 from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.observe.joins import before
-from itstrace.rules.case import Case, first_some
+from itstrace.rules.case import LPI, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds, times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LPI = ["vm", "intid"]
 #: By what the fill itself says of irq->enabled (null: not recorded).
 _MECHANISMS: Final[dict[bool | None, tuple[str, tuple[str, ...]]]] = {
     False: (

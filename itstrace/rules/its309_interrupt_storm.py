@@ -9,8 +9,7 @@ import polars as pl
 
 from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.observe.runs import WAITING
-from itstrace.rules._waiting import VCPU
-from itstrace.rules.case import Case, first_some
+from itstrace.rules.case import VCPU, Case, first_some
 from itstrace.rules.registry import Setting, rule
 from itstrace.units import duration, seconds
 

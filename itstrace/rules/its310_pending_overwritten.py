@@ -8,8 +8,8 @@ import polars as pl
 
 from itstrace.findings import Finding, Harm, Kind, Severity
 from itstrace.observe.joins import after, before
-from itstrace.rules._pending import LPI, next_fill, sources
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules._pending import latched, next_fill, sources
+from itstrace.rules.case import LPI, NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
 
@@ -97,16 +97,7 @@ def _wiped(case: Case) -> pl.DataFrame:
     rows = before(rows, steps, step="seq").filter(pl.col("step") <= pl.col("enabled_seq"))
     entered = obs.runs.next_entry_of_task(rows.select("pid", seq="enabled_seq"))["entry_seq"]
     rows = rows.with_columns(entered=entered).filter(pl.col("seq") < pl.col("entered").fill_null(NEVER))
-    rows = before(
-        rows,
-        case.lives.latches,
-        LPI,
-        latched="latched",
-        latched_by="by",
-        latched_seq="seq",
-        latched_ns="time_ns",
-    )
-    rows = rows.filter(
+    rows = latched(case, rows).filter(
         pl.col("latched").fill_null(value=False) & pl.col("latched_by").is_in(["queue", "fold"])
     )
     flushed = obs.vm_events.filter(pl.col("what") == "flush_lpis").select("vm", "vcpu", "seq")

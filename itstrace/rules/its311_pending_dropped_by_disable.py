@@ -8,8 +8,8 @@ import polars as pl
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.observe.joins import after, before
-from itstrace.rules._pending import LPI, STILL_PENDING, next_fill, sources, with_latch
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules._pending import STILL_PENDING, next_fill, sources, with_latch
+from itstrace.rules.case import LPI, NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
 

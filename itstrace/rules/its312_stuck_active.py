@@ -8,15 +8,14 @@ import polars as pl
 
 from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.observe.joins import after, before
-from itstrace.rules._pending import LPI, STILL_ACTIVE
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules._pending import STILL_ACTIVE
+from itstrace.rules.case import LPI, NEVER, VCPU, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import duration, seconds, times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VCPU = ["vm", "vcpu"]
 #: Fewer list registers than any GIC has that KVM runs on; with that many in use an active LPI may have to wait.
 _LIST_REGISTERS = 4
 

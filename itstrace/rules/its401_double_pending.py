@@ -8,8 +8,7 @@ import polars as pl
 
 from itstrace.findings import Finding, Harm, Kind, Severity
 from itstrace.observe.joins import after, before
-from itstrace.rules._moves import LPI, VCPU
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules.case import LPI, NEVER, VCPU, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import duration, seconds, times
 

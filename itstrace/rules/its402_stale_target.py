@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from itstrace.findings import Finding, Kind, Severity
-from itstrace.rules._moves import LPI, commands_named
+from itstrace.rules._moves import commands_named
 from itstrace.rules._targets import KEPT, OFF_TARGET, SHARED, off_target
-from itstrace.rules.case import Case, first_some
+from itstrace.rules.case import LPI, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import duration, seconds, times
 

@@ -9,9 +9,9 @@ import polars as pl
 
 from itstrace.findings import Confidence, Finding, Harm, Kind, Severity
 from itstrace.observe.joins import after
-from itstrace.rules._moves import LPI, VCPU, pruned, usual_wait_ns
+from itstrace.rules._moves import pruned, usual_wait_ns
 from itstrace.rules._waits import waits
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules.case import LPI, NEVER, VCPU, Case, first_some
 from itstrace.rules.registry import Setting, rule
 from itstrace.units import duration, seconds
 

@@ -8,9 +8,9 @@ import polars as pl
 
 from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.observe.joins import after
-from itstrace.rules._moves import LPI, MOVERS, commands_named, moves, pruned, synced
+from itstrace.rules._moves import MOVERS, commands_named, moves, pruned, synced
 from itstrace.rules._targets import off_target
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules.case import LPI, NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import duration, seconds, times
 

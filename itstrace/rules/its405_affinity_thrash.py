@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from itstrace.findings import Finding, Kind, Severity
-from itstrace.rules._moves import LPI, moves, usual_wait_ns
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules._moves import moves, usual_wait_ns
+from itstrace.rules.case import LPI, NEVER, Case, first_some
 from itstrace.rules.registry import Setting, rule
 from itstrace.units import duration, seconds, times
 

@@ -8,9 +8,8 @@ import polars as pl
 
 from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.observe.joins import after, before
-from itstrace.rules._moves import LPI
 from itstrace.rules._waits import places
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules.case import LPI, NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds, times
 

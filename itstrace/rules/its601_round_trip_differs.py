@@ -8,8 +8,7 @@ import polars as pl
 
 from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.rules._migration import Difference, Trip, trips
-from itstrace.rules._pending import LPI
-from itstrace.rules.case import Case, first_some
+from itstrace.rules.case import LPI, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds, times
 

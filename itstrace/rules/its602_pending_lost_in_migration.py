@@ -11,8 +11,7 @@ from itstrace.gic.lpi import pending_bit
 from itstrace.gic.registers import decode_gicr_pendbaser
 from itstrace.observe.joins import before
 from itstrace.rules._migration import Trip, only_used, tables_at, trips
-from itstrace.rules._pending import LPI
-from itstrace.rules.case import NEVER, Case, first_some
+from itstrace.rules.case import LPI, NEVER, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
 

@@ -9,14 +9,12 @@ import polars as pl
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.observe import PROBES
 from itstrace.observe.joins import before
-from itstrace.rules.case import Case, first_some
+from itstrace.rules.case import LPI, Case, first_some
 from itstrace.rules.registry import rule
 from itstrace.units import seconds, times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-LPI = ["vm", "intid"]
 
 
 @rule("ITS906", kind=Kind.EVIDENCE, severity=Severity.NOTE, claim="records contradict each other")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from itstrace.gic.commands import Opcode
-from itstrace.gic.faults import Fault, fault_name
+from itstrace.gic.faults import Fault
 
 
 @pytest.mark.parametrize("fault", Fault)
@@ -13,8 +13,3 @@ def test_code_names_its_command(fault: Fault) -> None:
     assert fault >> 16 == 1
     assert Opcode(fault.opcode_number).name == fault.name.partition("_")[0]
     assert fault.reason == fault.name.partition("_")[2]
-
-
-def test_name() -> None:
-    assert fault_name(0x010107) == "MOVI_UNMAPPED_INTERRUPT (0x010107)"
-    assert fault_name(0x01FFFF) == "0x01ffff"

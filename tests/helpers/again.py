@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+from conftest import SAMPLES, analysis_of
 
 from itstrace.lives import live
 from itstrace.replay import replay
 from itstrace.rules import check
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from itstrace import Analysis, Finding
     from itstrace.errors import Damage
     from itstrace.observe import Observations
+    from itstrace.seed import Seed
 
 
 def again(
@@ -24,13 +26,37 @@ def again(
     *,
     gaps: pl.DataFrame | None = None,
     damage: Sequence[Damage] = (),
+    losses_told: bool = True,
     kernel: str | None = None,
+    seed: Seed | None = None,
+    settings: Mapping[str, float] | None = None,
 ) -> list[Finding]:
-    """All findings of changed observations; what was lost is the capture's own, if not given."""
+    """All findings of changed observations; what was lost is the capture's own, if not given, and so is its kernel."""
     kernel = kernel or analysis.info.kernel
-    history = replay(obs, kernel=kernel)
-    gaps = analysis.gaps if gaps is None else gaps
-    return check(obs, history, live(obs, history), gaps=gaps, damage=damage, kernel=kernel)[0]
+    history = replay(obs, kernel=kernel, seed=seed)
+    findings, _ = check(
+        obs,
+        history,
+        live(obs, history),
+        gaps=analysis.gaps if gaps is None else gaps,
+        damage=damage,
+        start_ns=analysis.start_ns,
+        end_ns=analysis.end_ns,
+        losses_told=losses_told,
+        kernel=kernel,
+        settings=settings,
+    )
+    return findings
+
+
+def sample(name: str) -> Analysis:
+    """The analysis of a sample capture."""
+    return analysis_of(SAMPLES / name)
+
+
+def found(analysis: Analysis, obs: Observations, code: str, **given: Any) -> list[Finding]:
+    """What one rule says of changed observations; `given` as for `again`."""
+    return of(again(analysis, obs, **given), code)
 
 
 def of(findings: Sequence[Finding], code: str) -> list[Finding]:

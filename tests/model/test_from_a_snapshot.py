@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 from conftest import SAMPLES, analysis_of
+from helpers.cut import from_the_middle
 from helpers.its_pair import Pair, serialised
 from helpers.plain_its import KERNELS, ORPHAN, entry, used
 from helpers.streams import SEEDS, VCPUS, drawn, sketches_of
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from helpers.streams import Sketch
 
     from itstrace.gic.commands import Command
-    from itstrace.observe import Observations
     from itstrace.tables import Tables
 
 STREAMS = settings(max_examples=60, derandomize=True, database=None, deadline=None)
@@ -89,30 +89,6 @@ def test_a_stream_that_goes_on_from_a_copy_or_from_memory(
 
 # --- real captures
 
-TIMED = (
-    "commands",
-    "register_writes",
-    "redistributor_writes",
-    "injections",
-    "queueings",
-    "fills",
-    "retargets",
-    "configs",
-    "allocations",
-    "invalidations",
-    "vm_events",
-    "guest_reads",
-)
-
-
-def from_there_on(obs: Observations, at_ns: int) -> Observations:
-    """Observations of a recording that began at a time, in the middle of every VM's life."""
-    cut = {name: getattr(obs, name).filter(pl.col("time_ns") >= at_ns) for name in TIMED}
-    incomplete = {
-        name: getattr(obs, name).with_columns(complete=pl.lit(value=False)) for name in ("itss", "vms")
-    }
-    return replace(obs, **cut, **incomplete)
-
 
 def rows(tables: Tables) -> dict[str, set[tuple[object, ...]]]:
     """What tables hold, whether it was seen to be made or not."""
@@ -145,7 +121,9 @@ def test_a_capture_that_begins_at_a_snapshot_ends_as_the_whole(
         f"SNAP {snapshot} stopped", whole.start_ns, whole.end_ns, whole.observations.markers
     )
     seed = combine_seeds([load_seed(str(folder / one)) for one in ("vgic-state.stopped", "guest-tables")])
-    part = from_there_on(whole.observations, at_ns)
+    recorded = (frame for frame in whole.observations.frames().values() if "seq" in frame.columns)
+    firsts = [frame.filter(pl.col("time_ns") >= at_ns)["seq"].min() for frame in recorded]
+    part = from_the_middle(whole.observations, min(first for first in firsts if isinstance(first, int)))
     assert part.commands.height < whole.observations.commands.height
     history = replay(part, kernel=name.rpartition("-")[2], seed=seed)
     assert rows(history.at(None)) == rows(whole.history.at(None))

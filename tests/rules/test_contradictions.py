@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 from conftest import SAMPLES, analysis_of
+from helpers.again import again, of
 
 from itstrace.findings import Kind, Severity
-from itstrace.lives import live
 from itstrace.observe import from_raw
 from itstrace.observe.collect import Raw, collect
 from itstrace.observe.identity import identify
 from itstrace.readers import open_capture
-from itstrace.replay import replay
-from itstrace.rules import check
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,10 +32,7 @@ def raw() -> Raw:
 
 def _findings(raw: Raw) -> list[Finding]:
     obs = from_raw(raw, identify(raw))
-    history = replay(obs, kernel="6.12")
-    gaps = analysis_of(SAMPLE).gaps
-    findings, _ = check(obs, history, live(obs, history), gaps=gaps, damage=[])
-    return [finding for finding in findings if finding.code == "ITS906"]
+    return of(again(analysis_of(SAMPLE), obs), "ITS906")
 
 
 def _with(raw: Raw, probe: str, frame: pl.DataFrame) -> Raw:
@@ -93,6 +88,15 @@ def test_values_that_cannot_both_be_right_are_told(raw: Raw, probe: str, column:
     found = _findings(_with(raw, probe, raw[probe].with_columns(other.alias(column))))
 
     assert f"{probe} against {partner}: another value {column}" in {one.mechanism for one in found}
+
+
+def test_one_base_that_is_another_does_not_move_its_its(raw: Raw) -> None:
+    """Nor does it depend on the run which of them is believed."""
+    process = raw["process"]
+    one = pl.int_range(pl.len()) == process.height // 2
+    other = process.with_columns(base=pl.when(one).then(pl.col("base") ^ 1).otherwise("base"))
+
+    assert identify(_with(raw, "process", other)).itss.equals(identify(raw).itss)
 
 
 def test_what_buffers_lost_is_not_told_twice(corpus: Path) -> None:

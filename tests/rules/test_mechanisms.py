@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 from conftest import SAMPLES, analysis_of
+from helpers.again import again, of, whole_gap
 
-from itstrace.lives import live
-from itstrace.replay import replay
 from itstrace.rules import RULES, check
 
 if TYPE_CHECKING:
     from itstrace import Finding
-    from itstrace.errors import Damage
-    from itstrace.observe import Observations
 
 #: A capture in which the rule fires, and one with the same observations in which it does not.
 SHOWN: dict[str, tuple[str, str]] = {
@@ -81,12 +78,6 @@ def test_every_rule_is_shown_by_some_capture() -> None:
     assert set(SHOWN) | made >= set(RULES)
 
 
-def _again(obs: Observations, *, gaps: pl.DataFrame, damage: list[Damage] | None = None) -> list[Finding]:
-    history = replay(obs, kernel="6.12")
-    findings, _ = check(obs, history, live(obs, history), gaps=gaps, damage=damage or [])
-    return findings
-
-
 def _codes(findings: list[Finding]) -> set[str]:
     return {finding.code for finding in findings}
 
@@ -97,8 +88,8 @@ def test_an_lpi_folded_before_it_goes_elsewhere_is_on_one_vcpu() -> None:
     obs = analysis.observations
     prompt = obs.fills.with_columns(end_seq=pl.col("seq") + 1, end_ns=pl.col("time_ns") + 1)
 
-    assert "ITS401" in _codes(_again(obs, gaps=analysis.gaps))
-    assert "ITS401" not in _codes(_again(replace(obs, fills=prompt), gaps=analysis.gaps))
+    assert "ITS401" in _codes(again(analysis, obs))
+    assert "ITS401" not in _codes(again(analysis, replace(obs, fills=prompt)))
 
 
 def test_an_lpi_injected_before_each_fill_is_no_duplicate() -> None:
@@ -112,9 +103,7 @@ def test_an_lpi_injected_before_each_fill_is_no_duplicate() -> None:
     )
 
     assert extra.height
-    assert "ITS303" not in _codes(
-        _again(replace(obs, queueings=pl.concat([obs.queueings, caused])), gaps=analysis.gaps)
-    )
+    assert "ITS303" not in _codes(again(analysis, replace(obs, queueings=pl.concat([obs.queueings, caused]))))
 
 
 def test_a_fill_without_a_cause_in_a_clean_capture_is_a_duplicate() -> None:
@@ -125,7 +114,7 @@ def test_a_fill_without_a_cause_in_a_clean_capture_is_a_duplicate() -> None:
         -1, named=True
     )
     without = obs.queueings.filter(pl.col("seq") != last["queued_seq"])
-    found = [f for f in _again(replace(obs, queueings=without), gaps=analysis.gaps) if f.code == "ITS303"]
+    found = of(again(analysis, replace(obs, queueings=without)), "ITS303")
 
     assert [finding.intid for finding in found] == [last["intid"]]
 
@@ -148,7 +137,7 @@ def test_a_target_that_was_not_taken_over_is_stale() -> None:
     changed = obs.queueings.with_columns(
         target_vcpu=pl.when(pl.col("seq") == seq).then(0).otherwise("target_vcpu").cast(pl.Int32)
     )
-    found = [f for f in _again(replace(obs, queueings=changed), gaps=analysis.gaps) if f.code == "ITS402"]
+    found = of(again(analysis, replace(obs, queueings=changed)), "ITS402")
 
     assert [(f.intid, f.count) for f in found] == [(late["intid"][0], 1)]
 
@@ -163,11 +152,7 @@ def test_nothing_is_claimed_across_lost_records() -> None:
         ("6.1-stale-target.dat", "ITS402"),
     ):
         analysis = analysis_of(SAMPLES / name)
-        gap = pl.DataFrame(
-            {"cpu": [0], "from_ns": [analysis.start_ns], "to_ns": [analysis.end_ns], "lost": [1]},
-            schema=analysis.gaps.schema,
-        )
-        found = _codes(_again(analysis.observations, gaps=gap))
+        found = _codes(again(analysis, analysis.observations, gaps=whole_gap(analysis)))
 
         assert code not in found
         assert "ITS901" in found
