@@ -156,7 +156,7 @@ function pressable(props, press, ...children) {
 
 // What the numbers mean, below a picture. Before the frames are there its rows have their place, and no words.
 function markKey(marks, onmark) {
-  const words = marks.map(() => el("span", { class: "says" }));
+  const words = marks.map(() => el("span"));
   const items = marks.map((mark, at) =>
     el(
       "li",
@@ -168,14 +168,17 @@ function markKey(marks, onmark) {
       ),
       " ",
       words[at],
-      el("span", { class: "dim mono" }, ` ${mark.event}`),
     ),
   );
   return {
     node: el("ol", { class: "markkey", "aria-label": "what the numbers mean" }, items),
     fill: ({ vm, intid, times }) =>
       marks.forEach((mark, at) => {
-        words[at].textContent = plain(recordWords(mark, vm, intid));
+        words[at].replaceChildren(
+          plain(recordWords(mark, vm, intid)),
+          " ",
+          el("span", { class: "dim mono" }, mark.event),
+        );
         items[at].classList.toggle("elsewhere", !times.includes(mark.at));
       }),
     choose: (n) => items.forEach((item) => item.classList.toggle("chosen", item.dataset.n === String(n))),

@@ -137,7 +137,7 @@ const runsRecorded = () => REPORT.coverage.observations.RUNS?.rows !== null;
 
 // The begin or end of the VM.
 function edgeOf({ layers, scale, top, bottom, left, right, width }, time, words) {
-  if (time < scale.from || time > scale.to) return;
+  if (time < scale.from - 1 || time > scale.to + 1) return;
   const at = scale.x(time),
     wide = words.length * CHAR,
     before = at + wide + 8 > width;
