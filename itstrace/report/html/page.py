@@ -45,6 +45,7 @@ SCRIPTS: Final = (
     "scale.js",
     "stretch.js",
     "marks.js",
+    "bars.js",
     "picture.js",
     "explorer.js",
     "verdict.js",

@@ -277,3 +277,14 @@ def test_every_finding_of_every_rule_is_drawn_with_its_records(browser: Browser)
             browser.wait(DRAWN)
             assert _flags(browser), (name, identity)
     assert browser.heard() == []
+
+
+def test_paper_has_the_pictures(browser: Browser) -> None:
+    browser.open(page_of(DOUBLE))
+    browser.promised("await itstrace.frames()")
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    browser.wait("return document.querySelector('#paper .finding svg.path .held')")
+    assert browser.run("return document.querySelector('#paper .worst svg.path .held') !== null")
+    assert browser.run("return document.querySelector('#paper .worst .markkey').textContent").startswith(
+        "1 into LR0"
+    )

@@ -69,7 +69,14 @@ function explorer({ vm, scenes, marks = [], compact = false, keyed = false, onma
     legend.replaceChildren(...legendOf(made.used));
     if (held !== undefined) box.querySelector(`[data-n="${held}"]`)?.focus();
     const cut = scale.to - scale.from - drawnIn(parts);
-    says.textContent = `${seconds(scale.from, 6)} to ${seconds(scale.to, 6)} s (${duration(scale.to - scale.from)}${cut > 0 ? `, ${duration(cut)} cut out` : ""})${scale.whole.every((each) => inDetail(each.from, each.to)) ? "" : "; single events are kept only in parts of it"}`;
+    const isKept = scale.whole.every((each) => inDetail(each.from, each.to));
+    says.textContent = [
+      `${seconds(scale.from, 6)} to ${seconds(scale.to, 6)} s (${duration(scale.to - scale.from)}${cut > 0 ? `, ${duration(cut)} cut out` : ""})`,
+      isKept ? null : "single events are kept only in parts of it",
+      made.isWhole ? null : "too much to draw all of it: zoom in",
+    ]
+      .filter(Boolean)
+      .join("; ");
   };
   const show = (wanted) => {
     parts = inCapture(wanted);

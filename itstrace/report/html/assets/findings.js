@@ -280,7 +280,15 @@ function findingPath(finding) {
       },
     });
   const evidence = finding.evidence.length
-    ? evidenceTable(finding, shown && ((n) => (shown.point(n), choose(n))))
+    ? evidenceTable(
+        finding,
+        shown &&
+          ((n) => {
+            choose(n);
+            shown.node.scrollIntoView({ block: "nearest" });
+            shown.point(n);
+          }),
+      )
     : null;
   const choose = (n, leads = false) => {
     const rows = [...evidence.querySelectorAll("tbody tr")];
