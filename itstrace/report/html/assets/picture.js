@@ -339,7 +339,7 @@ function moments(vm, from, to) {
       seq: S.seq[i],
       time: S.time_ns[i],
       kind: "msi",
-      text: `MSI from device ${hexa(S.device_id[i])}, event ${known(S.event_id[i])}: LPI ${known(S.intid[i])}${S.result[i] === 0 ? "" : `, refused (${known(S.result[i])})`}`,
+      text: `MSI from device ${hexa(S.device_id[i])}, event ${known(S.event_id[i])}${isKnown(S.intid[i]) ? `: LPI ${S.intid[i]}` : ""}${S.result[i] === 0 ? "" : `, refused (${known(S.result[i])})`}`,
       msi: i,
     });
   for (const i of inside("retargets"))
