@@ -152,8 +152,7 @@ function viewFindings(main) {
 }
 
 function findingCard(finding) {
-  const path = pathOf(finding),
-    stretch = stretchOf(finding);
+  const { drawn, evidence } = findingPath(finding);
   const links = (ids) => ids.map((id, at) => [at ? ", " : "", findingLink(id)]);
   const commands = finding.evidence
     .map((item, at) => [F.commandBySeq?.get(item.seq), at])
@@ -219,12 +218,7 @@ function findingCard(finding) {
       ["doubt", finding.doubt],
       ["record next", finding.capture_next],
     ]),
-    path && stretch && F.fills
-      ? [
-          el("h3", {}, path.intid === null ? "What happened around it" : `The path of LPI ${path.intid}`),
-          explorer({ ...path, from: stretch[0], to: stretch[1], numbered: flags(finding) }),
-        ]
-      : null,
+    drawn,
     finding.evidence.length
       ? [
           el(
@@ -235,7 +229,7 @@ function findingCard(finding) {
               ? el("span", { class: "dim" }, ` ${finding.evidence.length} of ${number(finding.records)} shown`)
               : null,
           ),
-          evidenceTable(finding),
+          evidence,
         ]
       : null,
     commands.length
@@ -270,13 +264,60 @@ function lpiWords(finding) {
     : el("a", { href: href({ lpi: `${finding.vm}:${finding.intid}` }) }, `LPI ${finding.intid}`);
 }
 
-function evidenceTable(finding) {
+// The picture of a finding and its records: what is chosen in one is shown in the other.
+function findingPath(finding) {
+  const path = F.fills ? pathOf(finding) : null;
+  const title = el("h3");
+  const shown =
+    path &&
+    explorer({
+      vm: path.vm,
+      scenes: () => scenesOf(finding),
+      marks: marksOf(finding),
+      onmark: (n) => choose(n, true),
+      onscene: ({ intid }) => {
+        title.textContent = intid === null ? "What happened around it" : `The path of LPI ${intid}`;
+      },
+    });
+  const evidence = finding.evidence.length
+    ? evidenceTable(
+        finding,
+        shown &&
+          ((n) => {
+            choose(n);
+            shown.node.scrollIntoView({ block: "nearest" });
+            shown.point(n);
+          }),
+      )
+    : null;
+  const choose = (n, leads = false) => {
+    const rows = [...evidence.querySelectorAll("tbody tr")];
+    rows.forEach((row, at) => row.classList.toggle("chosen", at + 1 === n));
+    if (leads) rows[n - 1].scrollIntoView({ block: "nearest" });
+  };
+  return { drawn: shown && [title, shown.node], evidence };
+}
+
+function evidenceTable(finding, lead) {
   const first = finding.evidence[0].time_ns;
+  const flag = (n) =>
+    lead
+      ? el(
+          "button",
+          {
+            type: "button",
+            class: "flagnumber",
+            "aria-label": `show record ${n} in the picture`,
+            onclick: () => lead(n),
+          },
+          String(n),
+        )
+      : el("span", { class: "flagnumber" }, String(n));
   return small({
     label: `evidence of ${finding.id}`,
     rows: finding.evidence.map((item, at) => ({ ...item, at })),
     columns: [
-      { title: "", right: true, cell: (row) => el("span", { class: "flagnumber" }, String(row.at + 1)) },
+      { title: "", right: true, cell: (row) => flag(row.at + 1) },
       { title: "time", right: true, kind: "mono", cell: (row) => timeLink(row.time_ns) },
       { title: "since 1", right: true, kind: "mono", cell: (row) => (row.at ? delta(row.time_ns - first) : "") },
       { title: "cpu", right: true, kind: "mono", cell: (row) => String(row.cpu).padStart(3, "0") },

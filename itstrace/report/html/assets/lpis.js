@@ -257,7 +257,9 @@ function lifeCard(i) {
           : null,
       ],
     ]),
-    timed.length ? explorer({ vm, intid, from: from - room, to: to + room, numbered: [] }) : null,
+    timed.length
+      ? explorer({ vm, scenes: () => [{ vm, intid, parts: inCapture([[from - room, to + room]]) }] }).node
+      : null,
     el("h3", {}, `Its life in ${plural(steps.length, "step")}`),
     pick.node,
     grid.node,

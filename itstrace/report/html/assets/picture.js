@@ -1,220 +1,313 @@
 // The path of one LPI (null: of all) over the vCPUs of its VM in a stretch of time, as a drawing.
 //
-// A lane for the ITS (commands and MSIs), then one per vCPU: when it ran in the guest, when the LPI waited on its
-// list, when it was in one of its list registers. Numbered lines are the records that a finding rests on.
+// A lane for the ITS (commands and MSIs), then one per vCPU: when it ran in the guest, when the LPI waited for it,
+// when it was in one of its list registers. Numbered lines are the records that a finding rests on.
 const LANE = 46;
-const LEFT = 86;
 const MOST_BARS = 3000;
-const FLAG = 18;
+const MOST_LANES = 16;
+const AXIS = 30;
+const CHAR = 6.2;
 
-function picture({ vm, intid, from, to, width, numbered = [], compact = false, title }) {
+// Sizes that depend on no event: the place of a picture is kept free before its data are unpacked.
+function sizesOf(vm, marked, compact, width) {
   const machine = REPORT.vms.find((each) => each.vm === vm);
-  const vcpus = machine ? machine.vcpus.slice(0, 16) : [];
-  const lane = compact ? 38 : LANE,
-    top = numbered.length ? 30 : 10,
-    axis = 30;
-  const height = top + lane * (vcpus.length + 1) + axis;
-  const x = (time) => LEFT + ((time - from) / (to - from)) * (width - LEFT - 10);
-  const clip = (a, b) => [Math.max(x(Math.max(a, from)), LEFT), Math.min(x(Math.min(b, to)), width - 10)];
-  const laneOf = new Map(vcpus.map((vcpu, at) => [vcpu, top + lane * (at + 1)]));
-  const layers = { back: [], runs: [], queued: [], held: [], marks: [], lines: [] };
-  let drawn = 0;
-  const tell = (text) => svg("title", {}, text);
+  const vcpus = machine ? machine.vcpus.slice(0, MOST_LANES) : [];
+  const lane = compact ? 42 : LANE,
+    top = marked ? 30 : 10;
+  const names = vcpus.map((vcpu) => (REPORT.vms.length > 1 ? `VM ${vm} vCPU ${vcpu}` : `vCPU ${vcpu}`));
+  const widest = Math.max(3, ...names.map((name) => name.length));
+  return {
+    vcpus,
+    names,
+    lane,
+    top,
+    left: Math.round(22 + widest * 7.4),
+    bottom: top + lane * (vcpus.length + 1),
+    height: top + lane * (vcpus.length + 1) + AXIS,
+  };
+}
 
-  const label = (y, text) => layers.back.push(svg("text", { x: 8, y: y + lane / 2 + 4, class: "lane" }, text));
+// `used`: names of the symbols that occur in it; `isWhole`: nothing of the LPIs had to be left out.
+function picture({
+  vm,
+  intid,
+  parts,
+  times = null,
+  width,
+  marks = [],
+  compact = false,
+  chosen = null,
+  onmark = () => {},
+}) {
+  const sizes = sizesOf(vm, marks.length, compact, width);
+  const scale = scaleOf(parts, sizes.left, width - 10);
+  const drawing = {
+    vm,
+    intid,
+    width,
+    scale,
+    marks,
+    ...sizes,
+    right: width - 10,
+    laneOf: new Map(sizes.vcpus.map((vcpu, at) => [vcpu, sizes.top + sizes.lane * (at + 1)])),
+    used: new Set(),
+    drawn: 0,
+    // Of bars: where list registers were held, and what is to be written.
+    stays: [],
+    texts: [],
+    layers: { back: [], runs: [], bars: [], marks: [], over: [] },
+  };
+  lanesOf(drawing);
+  runsOf(drawing);
+  absencesOf(drawing);
+  waitsOf(drawing);
+  staysOf(drawing);
+  textsOf(drawing);
+  stepsOf(drawing);
+  cutsOf(drawing);
+  const { lines, flags } = flagsOf({
+    marks: marks.map((mark) => ({ ...mark, isElsewhere: times !== null && !times.includes(mark.at) })),
+    scale,
+    width,
+    top: sizes.top,
+    bottom: sizes.bottom,
+    chosen,
+    onmark,
+  });
+  const { back, runs, bars, marks: moments, over } = drawing.layers;
+  const words = `${intid === null ? "all LPIs" : `LPI ${intid}`} over the vCPUs from ${seconds(scale.from)} to ${seconds(scale.to)}${parts.length > 1 ? `, of which ${plural(parts.length - 1, "stretch", "stretches")} cut out` : ""}`;
+  const node = svg(
+    "svg",
+    {
+      viewBox: `0 0 ${width} ${sizes.height}`,
+      width,
+      height: sizes.height,
+      role: "group",
+      "aria-label": words,
+      class: "path",
+    },
+    back,
+    runs,
+    lines,
+    bars,
+    over,
+    moments,
+    flags,
+    axisOf(drawing),
+  );
+  return { node, used: drawing.used, scale, isWhole: drawing.drawn <= MOST_BARS };
+}
+
+const titled = (text) => svg("title", {}, text);
+
+// Where a stretch lies in the drawing, or null where it lies outside it.
+function placed({ scale }, from, to) {
+  if (to < scale.from || from > scale.to) return null;
+  return [scale.x(Math.max(from, scale.from)), scale.x(Math.min(to, scale.to))];
+}
+
+function lanesOf(drawing) {
+  const { layers, left, right, top, lane, names, scale, laneOf, vm } = drawing;
+  const label = (y, text) => layers.back.push(svg("text", { x: 8, y: y + lane / 2 + 2, class: "lane" }, text));
   label(top, "ITS");
-  layers.back.push(svg("line", { x1: LEFT, x2: width - 10, y1: top + lane - 5, y2: top + lane - 5, class: "base" }));
-  for (const [vcpu, y] of laneOf) {
-    label(y, `vCPU ${vcpu}`);
-    layers.back.push(svg("rect", { x: LEFT, y: y + 4, width: width - LEFT - 10, height: lane - 10, class: "out" }));
-  }
+  layers.back.push(svg("line", { x1: left, x2: right, y1: top + lane - 5, y2: top + lane - 5, class: "base" }));
+  const unknown = !runsRecorded();
+  if (unknown && laneOf.size) drawing.used.add("unknown");
+  const words = titled("when this vCPU ran was not recorded");
+  const machine = REPORT.vms.find((each) => each.vm === vm);
+  const begin = machine?.complete && isKnown(machine.start_ns) ? machine.start_ns : -Infinity;
+  [...laneOf.values()].forEach((y, at) => {
+    label(y, names[at]);
+    for (const piece of scale.whole) {
+      const [x1, x2] = [Math.max(piece.from, begin), Math.min(piece.to, endOf(vm))].map(scale.x);
+      if (x2 <= x1) continue;
+      const place = { x: x1, y: y + 4, width: x2 - x1, height: lane - 8 };
+      layers.back.push(
+        svg("rect", { ...place, class: unknown ? "unknown" : "out" }, unknown ? words.cloneNode(true) : null),
+      );
+    }
+  });
+  if (machine && isKnown(machine.end_ns)) edgeOf(drawing, machine.end_ns, "the VM is torn down");
+  if (begin > scale.from) edgeOf(drawing, begin, "the VM begins");
+}
+
+const runsRecorded = () => REPORT.coverage.observations.RUNS?.rows !== null;
+
+// The begin or end of the VM.
+function edgeOf({ layers, scale, top, bottom, left, right, width }, time, words) {
+  if (time < scale.from - 1 || time > scale.to + 1) return;
+  const at = scale.x(time),
+    wide = words.length * CHAR,
+    before = at + wide + 8 > width;
+  layers.over.push(
+    svg("line", { x1: at, x2: at, y1: top + 2, y2: bottom, class: "vmedge" }, titled(`${seconds(time)}  ${words}`)),
+  );
+  if (right - left > wide + 60)
+    layers.over.push(
+      svg(
+        "text",
+        { x: before ? at - 5 : at + 5, y: top + 12, class: "edgetext", "text-anchor": before ? "end" : "start" },
+        words,
+      ),
+    );
+}
+
+// Where records were lost, and where single events are not in the page.
+function absencesOf(drawing) {
+  const { layers, scale, top, lane, bottom } = drawing;
   const G = F.gaps;
   for (let i = 0; i < G.rows; i++) {
-    const a = isKnown(G.from_ns[i]) ? G.from_ns[i] : 0,
-      b = isKnown(G.to_ns[i]) ? G.to_ns[i] : SPAN;
-    if (b < from || a > to) continue;
-    const [x1, x2] = clip(a, b);
-    layers.back.push(
+    const place = placed(drawing, isKnown(G.from_ns[i]) ? G.from_ns[i] : 0, isKnown(G.to_ns[i]) ? G.to_ns[i] : SPAN);
+    if (!place) continue;
+    const [x1, x2] = place;
+    drawing.used.add("gap");
+    layers.runs.push(
       svg(
         "rect",
-        { x: x1, y: top, width: Math.max(x2 - x1, 1), height: height - axis - top, class: "gap" },
-        tell(`records of CPU ${G.cpu[i]} were lost here: ${known(G.lost[i])}`),
+        { x: x1, y: top + 2, width: Math.max(x2 - x1, 2), height: bottom - top - 2, class: "gap" },
+        titled(`records of CPU ${G.cpu[i]} were lost here: ${known(G.lost[i])}`),
       ),
     );
   }
   const S = REPORT.single;
-  if (!S.whole) {
-    let kept = 0;
-    const edges = [...S.from_ns.map((a, n) => [a, S.to_ns[n]]), [SPAN, SPAN]];
-    for (const [a, b] of edges) {
-      if (kept < to && a > from && a > kept) {
-        const [x1, x2] = clip(kept, a);
-        if (x2 - x1 > 1)
-          layers.back.push(
-            svg(
-              "rect",
-              { x: x1, y: top + lane, width: x2 - x1, height: height - axis - top - lane, class: "unkept" },
-              tell("single events are not kept here"),
-            ),
-          );
-      }
-      kept = Math.max(kept, b);
-    }
-  }
-  // Stretches that would lie on one another at this scale become one.
-  const bars = (rows, T, begin, end, put) => {
-    const last = new Map();
-    for (const i of rows) {
-      const a = T[begin][i],
-        b = isKnown(T[end][i]) ? T[end][i] : Math.min(to, endOf(vm));
-      if (b < from || a > to) continue;
-      const y = laneOf.get(T.vcpu[i]);
-      if (y === undefined || drawn > MOST_BARS) continue;
-      const [x1, x2] = clip(a, b);
-      const prior = last.get(T.vcpu[i]);
-      if (put.merge && prior && x1 - prior.x2 < 0.6) {
-        if (x2 > prior.x2) {
-          prior.x2 = x2;
-          prior.node.setAttribute("width", String(Math.max(x2 - prior.x1, 0.7)));
-        }
-        continue;
-      }
-      drawn++;
-      last.set(T.vcpu[i], { x1, x2, node: put(i, x1, Math.max(x2 - x1, put.least ?? 0.7), y) });
-    }
-  };
-  const U = F.runs,
-    mine = [];
-  for (let i = 0; i < U.rows; i++) if (U.vm[i] === vm) mine.push(i);
-  const run = (i, x1, w, y) => {
-    const node = svg("rect", { x: x1, y: y + 4, width: w, height: lane - 10, class: "run" });
-    layers.runs.push(node);
-    return node;
-  };
-  run.merge = true;
-  bars(mine, U, "enter_ns", "exit_ns", run);
-  const rows = (name) => (intid === null ? allOf(name, vm) : rowsOf(name, vm, intid));
-  bars(rows("queued"), F.queued, "from_ns", "to_ns", (i, x1, w, y) => {
-    const node = svg(
-      "rect",
-      { x: x1, y: y + lane - 15, width: w, height: 5, class: "queued" },
-      tell(
-        `${intid === null ? `LPI ${F.queued.intid[i]} ` : ""}pending on the list of vCPU ${F.queued.vcpu[i]}: ${seconds(F.queued.from_ns[i])} to ${seconds(F.queued.to_ns[i])} (${duration(F.queued.to_ns[i] - F.queued.from_ns[i])})`,
-      ),
-    );
-    layers.queued.push(node);
-    return node;
-  });
-  const L = F.fills;
-  const held = (i, x1, w, y) => {
-    const words = `${intid === null ? `LPI ${L.intid[i]} ` : ""}in list register ${known(L.lr[i])} of vCPU ${L.vcpu[i]}: ${seconds(L.time_ns[i])} to ${isKnown(L.end_ns[i]) ? `${seconds(L.end_ns[i])} (${duration(L.end_ns[i] - L.time_ns[i])}), ${FOUND[L.state[i]] ?? "not read back"}` : "the end of the capture"}`;
-    const node = svg("rect", { x: x1, y: y + 9, width: w, height: lane - 28, rx: 1.5, class: "held" }, tell(words));
-    layers.held.push(node);
-    if (intid === null && w > 34)
-      layers.held.push(svg("text", { x: x1 + 4, y: y + lane / 2 - 1, class: "inbar" }, String(L.intid[i])));
-    return node;
-  };
-  held.least = 2.5;
-  bars(rows("fills"), L, "time_ns", "end_ns", held);
-
-  // Steps that are moments.
-  const opcodes = [];
-  for (const step of intid === null ? moments(vm, from, to) : story(vm, intid)) {
-    if (step.time === null || step.time < from || step.time > to || drawn > MOST_BARS) continue;
-    const at = x(step.time),
-      words = tell(`${seconds(step.time)}  ${step.text}`);
-    if (step.kind === "command") {
-      drawn++;
-      layers.marks.push(
+  if (S.whole) return;
+  let kept = 0;
+  for (const [a, b] of [...S.from_ns.map((from, n) => [from, S.to_ns[n]]), [SPAN, SPAN]]) {
+    const place = a > kept && kept < scale.to && a > scale.from ? placed(drawing, kept, a) : null;
+    if (place && place[1] - place[0] > 1) {
+      drawing.used.add("unkept");
+      layers.back.push(
         svg(
-          "a",
-          { href: href({ command: step.seq }) },
-          svg("path", { d: `M${at} ${top + lane - 5}v-12m-3.5 -0l7 0`, class: "cmd" }, words),
+          "rect",
+          { x: place[0], y: top + lane, width: place[1] - place[0], height: bottom - top - lane, class: "unkept" },
+          titled("single events are not kept here"),
         ),
       );
+    }
+    kept = Math.max(kept, b);
+  }
+}
+
+// Steps of the LPI, and numbered commands (a SYNC, say) that are of no one LPI.
+function stepsIn({ vm, intid, scale, marks }) {
+  if (intid === null) return moments(vm, scale.from, scale.to);
+  const steps = story(vm, intid),
+    known = new Set(steps.filter((step) => step.kind === "command").map((step) => step.seq));
+  const others = marks.filter((mark) => !known.has(mark.seq) && F.commandBySeq.has(mark.seq));
+  return steps.concat(
+    others.map(({ seq, at }) => {
+      const command = F.commandBySeq.get(seq);
+      return {
+        seq,
+        time: at,
+        kind: "command",
+        text: (F.commands.text[command] ?? "") + verdictWords(command),
+        command,
+      };
+    }),
+  );
+}
+
+// Steps that are moments. What lies in a cut is only counted there.
+function stepsOf(drawing) {
+  const { scale, top, lane, layers, laneOf } = drawing,
+    opcodes = [];
+  const put = (name, ...nodes) => {
+    drawing.drawn++;
+    drawing.used.add(name);
+    layers.marks.push(...nodes);
+  };
+  for (const step of stepsIn(drawing)) {
+    if (!isKnown(step.time) || drawing.drawn > MOST_BARS || !scale.shows(step.time)) continue;
+    const at = scale.x(step.time),
+      words = titled(`${seconds(step.time)}  ${step.text}`);
+    if (step.kind === "command") {
+      const shape = svg("path", { d: `M${at} ${top + lane - 5}v-12m-3.5 -0l7 0`, class: "cmd" }, words);
+      put("cmd", svg("a", { href: href({ command: step.seq }), "aria-label": step.text }, shape));
       opcodes.push([at, F.commands.opcode[step.command] ?? "?"]);
     } else if (step.kind === "msi") {
-      drawn++;
-      layers.marks.push(
-        svg(
-          "circle",
-          { cx: at, cy: top + lane - 10, r: 3.4, class: F.msis.result[step.msi] === 0 ? "msi" : "msi refused" },
-          words,
-        ),
-      );
+      const name = F.msis.result[step.msi] === 0 ? "msi" : "msi refused";
+      put(name, svg("circle", { cx: at, cy: top + lane - 10, r: 3.4, class: name }, words));
     } else if (step.kind === "retarget" || (step.kind === "vcpu" && /EnableLPIs/.test(step.text))) {
-      const vcpu = Number(/vCPU (\d+)/.exec(step.text)?.[1]);
-      const y = laneOf.get(vcpu);
+      const y = laneOf.get(Number(/vCPU (\d+)/.exec(step.text)?.[1]));
       if (y === undefined) continue;
-      drawn++;
-      const shape = step.kind === "retarget" ? `M${at - 4.5} ${y - 1}h9l-4.5 7z` : `M${at - 4} ${y + 6}l8 8m0 -8l-8 8`;
-      layers.marks.push(svg("path", { d: shape, class: step.kind === "retarget" ? "move" : "switch" }, words));
+      const name = step.kind === "retarget" ? "move" : "switch";
+      const shape = name === "move" ? `M${at - 4.5} ${y - 1}h9l-4.5 7z` : `M${at - 4} ${y + 3}l8 8m0 -8l-8 8`;
+      put(name, svg("path", { d: shape, class: name }, words));
     }
   }
   let free = -Infinity;
   for (const [at, opcode] of opcodes) {
-    if (at < free || at + opcode.length * 6.4 > width) continue;
-    layers.marks.push(svg("text", { x: at + 3, y: top + lane - 20, class: "opcode" }, opcode));
-    free = at + opcode.length * 6.6 + 10;
+    const wide = opcode.length * 6.4;
+    const piece = scale.whole.find((each) => each.x1 <= at && at <= each.x2);
+    const edge = piece === scale.whole.at(-1) ? drawing.width - 4 : piece.x2 + 12;
+    const fits = at + 3 + wide < edge;
+    const x = fits ? at + 3 : at - 3 - wide;
+    if (x < free || x < drawing.left) continue;
+    layers.marks.push(svg("text", { x, y: top + lane - 20, class: "opcode" }, opcode));
+    free = x + wide + 8;
   }
-  // Numbered records: flags side by side, each with a line to its place.
-  const marks = numbered
-    .filter((each) => each.at >= from && each.at <= to)
-    .map((each) => ({ ...each, x: x(each.at) }))
-    .sort((a, b) => a.x - b.x);
-  const groups = [];
-  const begin = (group) =>
-    Math.min(
-      Math.max(group.reduce((sum, each) => sum + each.x, 0) / group.length - ((group.length - 1) * FLAG) / 2, LEFT),
-      width - 14 - (group.length - 1) * FLAG,
-    );
-  for (const each of marks) {
-    groups.push([each]);
-    while (
-      groups.length > 1 &&
-      begin(groups.at(-1)) - (begin(groups.at(-2)) + (groups.at(-2).length - 1) * FLAG) < FLAG
-    )
-      groups.at(-2).push(...groups.pop());
+}
+
+// Where time is cut out: both edges as breaks through everything, and under it how much.
+function cutsOf({ scale, layers, top, bottom, used }) {
+  for (const { x1, x2, from, to } of scale.cuts) {
+    used.add("cut");
+    const words = `${duration(to - from)} are cut out here: ${seconds(from)} to ${seconds(to)}`;
+    const zigzag = (x) => {
+      let d = `M${x} ${top + 2}`;
+      for (let y = top + 2, side = 1; y < bottom; y += 6, side = -side) d += `l${side * 4} ${Math.min(6, bottom - y)}`;
+      return d;
+    };
+    layers.over.push(svg("rect", { x: x1, y: top, width: x2 - x1, height: bottom - top, class: "cut" }, titled(words)));
+    for (const x of [x1 + 2, x2 - 6])
+      layers.over.push(
+        svg("path", { d: zigzag(x), class: "breakback" }),
+        svg("path", { d: zigzag(x), class: "break" }),
+      );
   }
-  const done = groups.flatMap((group) => group.map((each, at) => ({ ...each, flag: begin(group) + at * FLAG })));
-  for (const { x: at, flag, label: text, words } of done) {
-    layers.lines.push(svg("path", { d: `M${flag} 19L${at} ${top}V${height - axis}`, class: "flagline" }));
-    layers.lines.push(
+}
+
+// Ticks at round times, and under each cut how long it is.
+function axisOf({ scale, width, bottom, right }) {
+  const nodes = [],
+    taken = [];
+  for (const { x1, x2, from, to } of scale.cuts) {
+    const text = duration(to - from),
+      middle = (x1 + x2) / 2;
+    if (taken.some(([, end]) => end > middle - text.length * 3.4)) continue;
+    nodes.push(
       svg(
-        "g",
-        { class: "flag" },
-        tell(words),
-        svg("circle", { cx: flag, cy: 11, r: 8 }),
-        svg("text", { x: flag, y: 14.8, "text-anchor": "middle" }, text),
+        "text",
+        { x: middle, y: bottom + 18, "text-anchor": "middle", class: "cuttext" },
+        text,
+        titled(`${text} cut out`),
       ),
     );
+    taken.push([middle - text.length * 3.4, middle + text.length * 3.4]);
   }
-  // The axis: round steps from the beginning of the stretch.
-  const step = niceStep((to - from) / Math.max(Math.floor((width - LEFT) / 130), 2));
-  const ticks = [];
-  for (const time of ticksOf(from, to, step)) {
-    const at = x(time);
-    if (at > width - 46) break;
-    ticks.push(svg("line", { x1: at, x2: at, y1: height - axis, y2: height - axis + 5, class: "tick" }));
-    ticks.push(
-      svg("text", { x: at, y: height - axis + 18, "text-anchor": "middle", class: "ticktext" }, axisText(time, step)),
-    );
+  const step = niceStep(scale.perPixel * (scale.cuts.length ? 110 : Math.max(130, width / 12)));
+  // A part without a label has finer steps tried on it.
+  for (const piece of scale.whole) {
+    nodes.push(svg("line", { x1: piece.x1, x2: piece.x2, y1: bottom, y2: bottom, class: "axis" }));
+    for (const each of [step, step / 2, step / 5, step / 10]) if (ticksIn(piece, each)) break;
   }
-  const words =
-    title ?? `${intid === null ? "all LPIs" : `LPI ${intid}`} over the vCPUs from ${seconds(from)} to ${seconds(to)}`;
-  return svg(
-    "svg",
-    { viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": words, class: "path" },
-    layers.back,
-    layers.runs,
-    layers.lines.filter((node) => node.tagName === "path"),
-    layers.queued,
-    layers.held,
-    layers.marks,
-    layers.lines.filter((node) => node.tagName !== "path"),
-    svg("line", { x1: LEFT, x2: width - 10, y1: height - axis, y2: height - axis, class: "axis" }),
-    ticks,
-  );
+  function ticksIn(piece, step) {
+    let labelled = 0;
+    for (const time of ticksOf(piece.from, piece.to, step)) {
+      const at = scale.x(time),
+        text = axisText(time, step),
+        half = text.length * 3.35 + 3;
+      const fits = at + half < right + 12 && at - half > 0 && !taken.some(([a, b]) => b > at - half && a < at + half);
+      nodes.push(svg("line", { x1: at, x2: at, y1: bottom, y2: bottom + (fits ? 5 : 3), class: "tick" }));
+      if (!fits) continue;
+      labelled++;
+      taken.push([at - half, at + half]);
+      nodes.push(svg("text", { x: at, y: bottom + 18, "text-anchor": "middle", class: "ticktext" }, text));
+    }
+    return labelled;
+  }
+  return nodes;
 }
 
 // Rows of a VM, whatever the LPI.
@@ -246,7 +339,7 @@ function moments(vm, from, to) {
       seq: S.seq[i],
       time: S.time_ns[i],
       kind: "msi",
-      text: `MSI from device ${hexa(S.device_id[i])}, event ${known(S.event_id[i])}: LPI ${known(S.intid[i])}${S.result[i] === 0 ? "" : `, refused (${known(S.result[i])})`}`,
+      text: `MSI from device ${hexa(S.device_id[i])}, event ${known(S.event_id[i])}${isKnown(S.intid[i]) ? `: LPI ${S.intid[i]}` : ""}${S.result[i] === 0 ? "" : `, refused (${known(S.result[i])})`}`,
       msi: i,
     });
   for (const i of inside("retargets"))
@@ -262,173 +355,16 @@ function moments(vm, from, to) {
   return steps.sort((a, b) => a.seq - b.seq);
 }
 
-function endOf(vm) {
-  return REPORT.vms.find((each) => each.vm === vm)?.end_ns ?? SPAN;
-}
-
-function niceStep(least) {
-  const scale = 10 ** Math.floor(Math.log10(Math.max(least, 1)));
-  return [1, 2, 5, 10].map((each) => each * scale).find((each) => each >= least) ?? scale * 10;
-}
-
-// Offsets at which the capture's clock is a multiple of a step.
-function ticksOf(from, to, step) {
-  const whole = BigInt(Math.max(Math.round(step), 1)),
-    found = [];
-  const begin = ORIGIN + BigInt(Math.ceil(from));
-  for (
-    let time = Number(((begin + whole - 1n) / whole) * whole - ORIGIN);
-    time <= to && found.length < 100;
-    time += Number(whole)
-  )
-    found.push(time);
-  return found;
-}
-
-function axisText(time, step) {
-  const digits = step >= 1e9 ? 0 : Math.min(9, Math.ceil(9 - Math.log10(step)));
-  return seconds(Math.round(time), digits);
-}
-
-function legend() {
-  const item = (shape, text) =>
-    el("span", {}, svg("svg", { width: 22, height: 14, "aria-hidden": "true", class: "path" }, shape), text);
-  return el(
-    "div",
-    { class: "legend" },
-    item(svg("rect", { x: 1, y: 1, width: 20, height: 12, class: "run" }), "vCPU in the guest"),
-    item(svg("rect", { x: 1, y: 2, width: 20, height: 10, rx: 1.5, class: "held" }), "LPI in a list register"),
-    item(svg("rect", { x: 1, y: 5, width: 20, height: 5, class: "queued" }), "pending on its list"),
-    item(svg("circle", { cx: 11, cy: 7, r: 3.4, class: "msi" }), "MSI"),
-    item(svg("circle", { cx: 11, cy: 7, r: 3.4, class: "msi refused" }), "refused"),
-    item(svg("path", { d: "M11 13v-12m-3.5 0l7 0", class: "cmd" }), "command"),
-    item(svg("path", { d: "M6.5 3h9l-4.5 7z", class: "move" }), "KVM moves it"),
-    item(svg("path", { d: "M7 3l8 8m0 -8l-8 8", class: "switch" }), "EnableLPIs written"),
-  );
-}
-
-// A picture with buttons and keys to move and zoom it.
-function explorer({ vm, intid, from, to, numbered = [], compact = false }) {
-  const whole = [from, to];
-  const box = el("div", {
-    class: "pathbox",
-    tabindex: "0",
-    role: "group",
-    "aria-label": `timeline of ${intid === null ? "all LPIs" : `LPI ${intid}`}: + and - zoom, arrows move, 0 shows all`,
-    onkeydown: (event) => key(event),
-  });
-  const told = el("span", { class: "dim mono" });
-  const draw = () => {
-    const width = Math.max(box.clientWidth || 900, 480);
-    const kept = inDetail(from, to);
-    box.replaceChildren(picture({ vm, intid, from, to, width, numbered, compact }));
-    told.textContent = `${seconds(from, 6)} to ${seconds(to, 6)} s (${duration(to - from)})${kept ? "" : "; single events are kept only in parts of it"}`;
-  };
-  const zoom = (factor, about = 0.5) => {
-    const middle = from + (to - from) * about,
-      span = Math.min(Math.max((to - from) * factor, 200), SPAN * 1.02 + 1000);
-    from = middle - span * about;
-    to = from + span;
-    draw();
-  };
-  const move = (share) => {
-    const by = (to - from) * share;
-    from += by;
-    to += by;
-    draw();
-  };
-  const reset = () => {
-    [from, to] = whole;
-    draw();
-  };
-  const key = (event) => {
-    const does = {
-      "+": () => zoom(0.5),
-      "=": () => zoom(0.5),
-      "-": () => zoom(2),
-      ArrowLeft: () => move(-0.25),
-      ArrowRight: () => move(0.25),
-      0: reset,
-    }[event.key];
-    if (!does || event.ctrlKey || event.metaKey) return;
-    event.preventDefault();
-    does();
-  };
-  box.addEventListener("dblclick", (event) => {
-    const bounds = box.getBoundingClientRect();
-    zoom(0.25, Math.min(Math.max((event.clientX - bounds.left - LEFT) / (bounds.width - LEFT), 0), 1));
-  });
-  let width = 0;
-  new ResizeObserver(() => {
-    if (box.clientWidth !== width) {
-      width = box.clientWidth;
-      draw();
-    }
-  }).observe(box);
-  draw();
-  return el(
-    "figure",
-    { class: "explorer" },
-    box,
-    el(
-      "figcaption",
-      {},
-      el(
-        "span",
-        { class: "buttons" },
-        button("\u2212", () => zoom(2), { "aria-label": "zoom out" }),
-        button("+", () => zoom(0.5), { "aria-label": "zoom in" }),
-        button("\u2190", () => move(-0.25), { "aria-label": "earlier" }),
-        button("\u2192", () => move(0.25), { "aria-label": "later" }),
-        button("all", reset),
-      ),
-      told,
-      legend(),
+// What is drawn where nothing is known, for all pictures.
+document.body.append(
+  svg(
+    "svg",
+    { class: "away", width: 0, height: 0, "aria-hidden": "true" },
+    svg(
+      "pattern",
+      { id: "unrecorded", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
+      svg("rect", { width: 6, height: 6, class: "unrecordedback" }),
+      svg("line", { x1: 0, y1: 0, x2: 0, y2: 6, class: "unrecordedline" }),
     ),
-  );
-}
-
-// Whether single events of this stretch are in the page.
-function inDetail(from, to) {
-  const S = REPORT.single;
-  return S.whole || S.from_ns.some((begin, at) => begin <= Math.max(from, 0) && S.to_ns[at] >= Math.min(to, SPAN));
-}
-
-// The stretch that shows a finding: the records of its first occurrence, with some room. Records that come much later
-// than those before them are of another occurrence.
-function stretchOf(finding) {
-  const times = finding.evidence.map((item) => item.time_ns).sort((a, b) => a - b);
-  if (finding.time_ns !== null && !times.length) times.push(finding.time_ns);
-  if (!times.length) return null;
-  const first =
-    finding.time_ns === null
-      ? 0
-      : Math.max(
-          times.findIndex((time) => time >= finding.time_ns),
-          0,
-        );
-  let a = first,
-    b = first;
-  const near = (gap) => gap <= 30 * (times[b] - times[a]) + 2e7;
-  while (b + 1 < times.length && near(times[b + 1] - times[b])) b++;
-  while (a > 0 && near(times[a] - times[a - 1])) a--;
-  const span = times[b] - times[a],
-    room = Math.max(span * 0.06, span ? 2e5 : 2e6);
-  return [times[a] - room, times[b] + room];
-}
-
-// Whose path shows a finding: {vm, intid}; an intid of null is all LPIs of the VM. Null where nothing can be drawn.
-function pathOf(finding) {
-  const vm = finding.vm ?? (REPORT.vms.length === 1 ? REPORT.vms[0].vm : null);
-  // What is said of the capture itself, with no record to show, happened nowhere.
-  if (vm === null || finding.time_ns === null || (finding.kind === "evidence" && !finding.evidence.length)) return null;
-  return { vm, intid: finding.intid ?? finding.subjects.find((one) => one.intid !== null)?.intid ?? null };
-}
-
-function flags(finding) {
-  return finding.evidence.map((item, at) => ({
-    at: item.time_ns,
-    label: String(at + 1),
-    words: `${at + 1}: ${seconds(item.time_ns)} ${item.event} ${item.text}`,
-  }));
-}
+  ),
+);

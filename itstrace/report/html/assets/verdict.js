@@ -84,14 +84,16 @@ function viewVerdict(main) {
 function worstCard() {
   const finding = REPORT.findings.find((each) => each.id === REPORT.worst.id);
   if (!finding) return null;
-  const place = el("div", { class: "place" });
-  const path = pathOf(finding),
-    stretch = stretchOf(finding);
-  if (path && stretch) {
-    frames().then(() =>
-      place.append(explorer({ ...path, from: stretch[0], to: stretch[1], numbered: flags(finding), compact: true })),
-    );
-  }
+  const path = pathOf(finding);
+  const shown =
+    path &&
+    explorer({
+      vm: path.vm,
+      scenes: () => scenesOf(finding),
+      marks: marksOf(finding),
+      compact: true,
+      keyed: true,
+    });
   return el(
     "section",
     { class: `card worst ${finding.severity}` },
@@ -108,7 +110,7 @@ function worstCard() {
       el("span", { class: "dim" }, [finding.brief, finding.when].filter(Boolean).join(", ")),
     ),
     el("p", { class: "told" }, REPORT.worst.told.join(" ")),
-    place,
+    shown?.node,
     alsoWrong(),
   );
 }
