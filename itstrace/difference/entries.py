@@ -178,12 +178,13 @@ def _unseen(a: Analysis, b: Analysis, itss: Matched) -> pl.DataFrame:
     rows = []
     for here, there in itss.items():
         lost = [_lost("A", a, *here), _lost("B", b, *there)]
-        rows.append((*here, _hidden("A", a, *here), _hidden("B", b, *there), lost[0] or lost[1]))
+        rows.append((*here, hidden("A", a, *here), hidden("B", b, *there), lost[0] or lost[1]))
     schema = {"vm": pl.UInt16, "its": pl.UInt16, "why_a": pl.String, "why_b": pl.String, "lost": pl.String}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def _hidden(side: str, analysis: Analysis, vm: int, its: int) -> str | None:
+def hidden(side: str, analysis: Analysis, vm: int, its: int) -> str | None:
+    """Why something may be mapped on an ITS although the capture does not show it, if so."""
     here = (pl.col("vm") == vm) & (pl.col("its") == its)
     if "COMMANDS" not in observed(analysis.observations):
         return f"{side} did not record ITS commands"

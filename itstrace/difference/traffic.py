@@ -257,12 +257,12 @@ def _shares(ours: pl.DataFrame, theirs: pl.DataFrame, keys: list[str]) -> pl.Dat
 def latencies(a: Analysis, b: Analysis, vms: dict[int, int], limits: Limits) -> pl.DataFrame:
     """How long each stage of delivered MSIs took, in all and by LPI. Shape: LATENCIES."""
     lossy = bool(a.gaps.height or b.gaps.height)
-    whole = [_delivered(each) for each in (a, b)]
-    matched = [_delivered(a, {vm: vm for vm in vms}), _delivered(b, vms)]
+    whole = [delivered(each) for each in (a, b)]
+    matched = [delivered(a, {vm: vm for vm in vms}), delivered(b, vms)]
     rows = []
     for by_lpi, sides in ((False, whole), (True, matched)):
         for begin, end in STAGES:
-            spans_a, spans_b = (_spans(lives, begin, end, by_lpi=by_lpi) for lives in sides)
+            spans_a, spans_b = (spans(lives, begin, end, by_lpi=by_lpi) for lives in sides)
             for lpi in sorted(spans_a.keys() | spans_b.keys()):
                 row: dict[str, Any] = {"begin": begin, "end": end, "vm": lpi[0], "intid": lpi[1]}
                 mine, other = spans_a.get(lpi, _NO_SPANS), spans_b.get(lpi, _NO_SPANS)
@@ -273,12 +273,13 @@ def latencies(a: Analysis, b: Analysis, vms: dict[int, int], limits: Limits) -> 
     return pl.DataFrame(rows, schema=LATENCIES, orient="row")
 
 
-def _delivered(analysis: Analysis, vms: dict[int, int] | None = None) -> pl.DataFrame:
+def delivered(analysis: Analysis, vms: dict[int, int] | None = None) -> pl.DataFrame:
+    """The delivered lives; with `vms` only those of VMs that both have, under A's numbers."""
     lives = _lives(analysis, vms).filter(pl.col("outcome") == "delivered")
     return lives.select("vm", "intid", "injected_ns", "queued_ns", "filled_ns", "retired_ns")
 
 
-def _spans(
+def spans(
     lives: pl.DataFrame, begin: str, end: str, *, by_lpi: bool
 ) -> dict[tuple[int | None, int | None], pl.Series]:
     """How long a stage took, in order of length: of all (None, None), or by (VM, INTID)."""
