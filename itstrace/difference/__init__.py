@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from itstrace.difference.distributions import DISTRIBUTIONS, distributions
-from itstrace.difference.entries import ENTRIES, entries, matched_itss, matched_vms
+from itstrace.difference.entries import ENTRIES, entries
 from itstrace.difference.found import Change, Kept, found
 from itstrace.difference.guests import Guests, Shared, guests
 from itstrace.difference.limits import CHANCE, Limits
+from itstrace.difference.matching import matched_itss, matched_vms
 from itstrace.difference.recorded import Fact, Recorded, recorded
 from itstrace.difference.traffic import LATENCIES, OUTCOMES, RATES, latencies, outcomes, rates
 

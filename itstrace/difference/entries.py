@@ -1,6 +1,6 @@
 """Table entries of two captures side by side, at an instant of each.
 
-Entries are matched by what they are called: VMs in order, an ITS by its base, then DeviceID, EventID, ICID, INTID.
+Entries are matched by what they are called: a VM and an ITS as in `matching`, then DeviceID, EventID, ICID, INTID.
 Four verdicts: equal; different; aside (it differs, and may between two healthy runs: where the guest put an ITT, what
 is pending just then); unknown, with the reason.
 """
@@ -75,32 +75,6 @@ _TITLES: Final = {
     "intid": "LPI",
     "icid": "collection",
 }
-
-
-def matched_vms(a: Analysis, b: Analysis) -> dict[int, int]:
-    """B's VM for each of A's: in the order in which they appear."""
-    return dict(zip(*(sorted(each.observations.vms["vm"].to_list()) for each in (a, b)), strict=False))
-
-
-def matched_itss(a: Analysis, b: Analysis, vms: dict[int, int]) -> Matched:
-    """B's (VM, ITS) for each of A's: by the base address; by number where a base is not known."""
-    found: Matched = {}
-    for vm, other in vms.items():
-        ours, theirs = (
-            {
-                base if base is not None else -1 - its: its
-                for its, base in each.observations.itss.filter(pl.col("vm") == number)
-                .select("its", "base_gpa")
-                .iter_rows()
-            }
-            for each, number in ((a, vm), (b, other))
-        )
-        if min([*ours, *theirs], default=0) < 0:
-            numbers = set(ours.values()) & set(theirs.values())
-            found |= {(vm, its): (other, its) for its in numbers}
-        else:
-            found |= {(vm, its): (other, theirs[base]) for base, its in ours.items() if base in theirs}
-    return found
 
 
 def entries(

@@ -72,6 +72,7 @@ def recorded(a: Analysis, b: Analysis, vms: dict[int, int], itss: Matched) -> Re
         *(_not_run("B", skipped_b)),
         *_about("A", a),
         *_about("B", b),
+        *_midlife(a, b),
         *_guests(a, b, vms, itss),
     ]
     return Recorded(tuple(_facts(a, b)), only_a, only_b, skipped_a, skipped_b, tuple(remarks))
@@ -157,9 +158,16 @@ def _about(side: str, analysis: Analysis) -> Iterator[str]:
         yield f"The file of {side} is damaged: a part of it could not be read."
     if not analysis.info.tells_losses:
         yield f"{side} does not tell whether records were lost."
-    itss = analysis.observations.itss
-    if not itss["complete"].all():
-        yield f"{side} begins with ITS tables already in use: an entry that it does not show may still be mapped."
+
+
+def _midlife(a: Analysis, b: Analysis) -> Iterator[str]:
+    sides = [side for side, each in (("A", a), ("B", b)) if not each.observations.itss["complete"].all()]
+    if sides:
+        both = len(sides) > 1
+        yield (
+            f"{' and '.join(sides)} {'begin' if both else 'begins'} with ITS tables already in use: an entry that "
+            f"{'one of them' if both else 'it'} does not show may still be mapped there."
+        )
 
 
 def _guests(a: Analysis, b: Analysis, vms: dict[int, int], itss: Matched) -> Iterator[str]:

@@ -60,7 +60,12 @@ def tables(different: Difference) -> Section:
     equal = int((different.entries["verdict"] == "equal").sum())
     if not different.entries.filter(pl.col("verdict") != "unknown").height:
         parts.append(Told("No entry of the tables is known in both captures.", "dim"))
-    note = f"{plural(len(differing), 'entry', 'entries')} {'differs' if len(differing) == 1 else 'differ'}"
+    count = len(differing)
+    note = (
+        f"{plural(count, 'entry', 'entries')} {'differs' if count == 1 else 'differ'}"
+        if count
+        else "no entry differs"
+    )
     are = "is" if equal == 1 else "are"
     return Section(
         "Tables", f"{_as_of(different)}: {note}, {plural(equal, 'field')} {are} equal", tuple(parts)

@@ -104,7 +104,7 @@ def latencies(different: Difference) -> Section:
     for row in shifted.iter_rows(named=True):
         whose = "" if row["intid"] is None else f"LPI {row['intid']}{of_vm(different, row)}, "
         aside = "" if row["counts"] else " How long that takes is up to the guest: it is not counted."
-        said = f"{whose}{stage_name(row)}: {_shift(row, limits.latency_factor)}.{aside}"
+        said = f"{whose}{stage_name(row)} is {_shift(row, limits.latency_factor)}.{aside}"
         parts.append(Told(said, "counts" if row["counts"] else ""))
     rule = (
         f"A latency counts as different from {limits.latency_factor:g} times the other's on, {_beyond(limits.samples)}: its "

@@ -65,9 +65,19 @@ def _doubt(different: Difference) -> str:
 def _nothing_new(different: Difference) -> str:
     gone = [f"{one.told.name} ({one.code})" for one in _of(different, {Change.GONE, Change.MILDER})]
     if not gone:
-        return f"No finding is new in B, and none is gone; what differs: {also(different)}."
+        return f"No finding is new in B, and none is gone. What differs: {_counted(different)}."
     more = [plural(len(gone) - _NAMED, "other")] if len(gone) > _NAMED else []
     return f"No finding is new in B. Gone or milder in B: {listed([*gone[:_NAMED], *more])}."
+
+
+def _counted(different: Difference) -> str:
+    """What counts besides findings, in numbers alone."""
+    counts = (
+        (len(entries(different)), "table entry", "table entries"),
+        (different.counted["outcomes"], "share of outcomes", "shares of outcomes"),
+        (different.counted["latencies"], "latency", "latencies"),
+    )
+    return listed([plural(*each) for each in counts if each[0]])
 
 
 def _of(different: Difference, changes: set[Change]) -> list[Kept]:
@@ -152,7 +162,7 @@ def _untold(different: Difference, change: Change) -> list[Kept]:
 def _listed(different: Difference, kept: Sequence[Kept]) -> tuple[str, ...]:
     """A line for each of the first few causes, with what follows from it, and how many more there are."""
     causes = _causes(kept)
-    codes = Counter(cause.code for cause, _ in causes)
+    codes = Counter(one.code for one in different.findings)
     lines = [
         _brief(different, cause.told, effects, cause.mechanism if codes[cause.code] > 1 else "")
         for cause, effects in causes[:_NAMED]
@@ -177,7 +187,7 @@ def _causes(kept: Sequence[Kept]) -> list[tuple[Kept, list[Kept]]]:
 
 
 def _brief(different: Difference, finding: Finding, effects: Sequence[Kept], mechanism: str) -> str:
-    """One cause in a line; `mechanism` tells it from others of its rule."""
+    """One cause in a line; `mechanism` tells it from others of its rule, in this capture and in the other."""
     said = meaning(finding).rstrip(".")
     if said[1:2].islower() or said[1:2] == " ":  # a name in capitals stays one
         said = said[0].lower() + said[1:]
