@@ -17,7 +17,9 @@ def matched_vms(a: Analysis, b: Analysis) -> dict[int, int]:
     mine, other = _events(a), _events(b)
     alike = {(ours, theirs): _alike(mine[ours], other[theirs]) for ours, theirs in product(mine, other)}
     found: dict[int, int] = {}
-    for ours, theirs in sorted(alike, key=lambda pair: -alike[pair]):
+    order_a, order_b = list(mine), list(other)
+    apart = {pair: abs(order_a.index(pair[0]) - order_b.index(pair[1])) for pair in alike}
+    for ours, theirs in sorted(alike, key=lambda pair: (-alike[pair], apart[pair])):
         if alike[ours, theirs] > 1 / 2 and ours not in found and theirs not in found.values():
             found[ours] = theirs
     rest = (
