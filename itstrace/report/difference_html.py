@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Rows of one table that a page holds; `--json` has all.
 ROWS: Final = 2000
+#: Rows with drawings, which are a hundred times as large.
+DRAWN: Final = 200
 #: What stands for a severity besides its colour, as in the report.
 _SHAPES: Final = {Severity.ERROR: "\u25c6", Severity.WARNING: "\u25b2", Severity.NOTE: "\u25cf"}
 _CHANGES: Final = {"new in B": "+", "worse in B": "\u2191", "milder in B": "\u2193", "gone in B": "\u2212"}
@@ -267,9 +269,12 @@ def _stages(stages: Stages) -> Iterator[str]:
         f'<tr><td class="drawn">{axis(along)}</td>{sides}</tr></thead>'
     )
     yield "<tbody>"
-    for stage in stages.stages[:ROWS]:
+    for stage in stages.stages[:DRAWN]:
         yield _stage(stage, along)
-    yield "</tbody></table></div>"
+    yield "</tbody></table>"
+    if len(stages.stages) > DRAWN:
+        yield f'<p class="dim">{DRAWN:,} of {len(stages.stages):,} rows; --json has all.</p>'
+    yield "</div>"
     yield (
         f'<p class="legend"><span>{swatch("ofa")}A, above the line</span><span>{swatch("ofb")}B, below it</span>'
         "<span>solid mark: p50; dashed: p99; length of a wait in a logarithmic scale</span></p>"

@@ -113,7 +113,7 @@ def test_different_guests_are_said_first() -> None:
     assert second.text.endswith("vCPUs 0 and 1.")
     assert rest == []
     assert (
-        "of the 10 events (a DeviceID and an EventID) that they map, 6 are mapped in one alone"
+        "of the 10 events (a DeviceID and an EventID) that they map, 6 are mapped in only one of them"
         in told["guests"][0]
     )
     assert told["also different"][0].startswith(

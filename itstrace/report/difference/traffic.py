@@ -14,7 +14,7 @@ from itstrace.units import duration
 if TYPE_CHECKING:
     from itstrace.difference import Difference
 
-#: Rates by device and by LPI that have changed: so many are told.
+#: Rates by device and by LPI that have changed, and latencies of LPIs that have shifted: so many are told.
 _BUSIEST: Final = 8
 _STAGES: Final = {(begin, end): title for title, begin, end in STAGES}
 _BINS: Final = ["vm", "intid", "begin", "end"]
@@ -101,17 +101,25 @@ def latencies(different: Difference) -> Section:
             parts.append(Stages(title, stages))
     if not parts:
         parts.append(Told("There are no delivered MSIs in either capture.", "dim"))
-    for row in shifted.iter_rows(named=True):
-        whose = "" if row["intid"] is None else f"LPI {row['intid']}{of_vm(different, row)}, "
-        aside = "" if row["counts"] else " How long that takes is up to the guest: it is not counted."
-        said = f"{whose}{stage_name(row)} is {_shift(row, limits.latency_factor)}.{aside}"
-        parts.append(Told(said, "counts" if row["counts"] else ""))
+    told = pl.concat([shifted.filter(pl.col("intid").is_null()), of_lpis.head(_BUSIEST)])
+    parts += [_told_shift(different, row) for row in told.iter_rows(named=True)]
+    if of_lpis.height > _BUSIEST:
+        parts.append(
+            Told(f"{of_lpis.height - _BUSIEST:,} more stages of LPIs have shifted: see the table.", "dim")
+        )
     rule = (
         f"A latency counts as different from {limits.latency_factor:g} times the other's on, {_beyond(limits.samples)}: its "
         "median (p50), its p99, or the tail of its longest waits."
     )
     differing = int(different.latencies["counts"].sum())
     return Section("Latency", _differ(differing, "latency", "latencies"), tuple(parts), rule)
+
+
+def _told_shift(different: Difference, row: Row) -> Told:
+    whose = "" if row["intid"] is None else f"LPI {row['intid']}{of_vm(different, row)}, "
+    aside = "" if row["counts"] else " How long that takes is up to the guest: it is not counted."
+    said = f"{whose}{stage_name(row)} is {_shift(row, different.limits.latency_factor)}.{aside}"
+    return Told(said, "counts" if row["counts"] else "")
 
 
 def stage_name(row: Row) -> str:

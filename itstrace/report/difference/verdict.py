@@ -120,7 +120,8 @@ def _guests(different: Difference) -> str:
 def _why_different(different: Difference) -> tuple[str, ...]:
     events = different.guests.events
     apart = events.only_a + events.only_b
-    said = f"of the {apart + events.both:,} events (a DeviceID and an EventID) that they map, {apart:,} are mapped in one alone"
+    of = f"of the {apart + events.both:,} events (a DeviceID and an EventID) that they map"
+    said = f"{of}, {apart:,} are mapped in only one of them"
     return (f"{said}: most of what differs may come from that",)
 
 
@@ -236,8 +237,12 @@ def also(different: Difference) -> str:
 
 
 def _few(whole: list[str], lpis: int, what: str) -> list[str]:
-    """What is said of all MSIs; where nothing is, how many LPIs differ by themselves."""
-    return whole or ([f"{what} of {plural(lpis, 'LPI')}"] if lpis else [])
+    """What is said of all MSIs, and how many LPIs differ by themselves."""
+    return (
+        [*whole, f"{what} of {plural(lpis, 'LPI')} by {'itself' if lpis == 1 else 'themselves'}"]
+        if lpis
+        else whole
+    )
 
 
 def _clues(different: Difference) -> Iterator[str]:
