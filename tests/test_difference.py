@@ -478,6 +478,19 @@ def test_every_wait_is_in_one_bin() -> None:
         assert waits.is_between(low, high, closed="left").sum() == count
 
 
+@pytest.mark.parametrize("waited_ns", [0, 1, 3, 10, 99, 1000, 1_000_000, 999_999_999, 10**9])
+def test_a_wait_is_within_its_bin(waited_ns: int) -> None:
+    other = with_lives(
+        clean(), filled_ns=pl.when(_delivered()).then(pl.col("queued_ns") + waited_ns).otherwise("filled_ns")
+    )
+    stage = (pl.col("begin") == "queued_ns") & (pl.col("end") == "filled_ns") & pl.col("intid").is_null()
+    rows = difference(clean(), other).distributions.filter(stage & (pl.col("count_b") > 0))
+    ((low, high, count),) = rows.select("low_ns", "high_ns", "count_b").rows()
+
+    assert low <= max(waited_ns, 1) < high
+    assert count == 103
+
+
 # --- latencies
 
 

@@ -262,7 +262,7 @@ def latencies(a: Analysis, b: Analysis, vms: dict[int, int], limits: Limits) -> 
     rows = []
     for by_lpi, sides in ((False, whole), (True, matched)):
         for begin, end in STAGES:
-            spans_a, spans_b = (spans(lives, begin, end, by_lpi=by_lpi) for lives in sides)
+            spans_a, spans_b = (_spans(lives, begin, end, by_lpi=by_lpi) for lives in sides)
             for lpi in sorted(spans_a.keys() | spans_b.keys()):
                 row: dict[str, Any] = {"begin": begin, "end": end, "vm": lpi[0], "intid": lpi[1]}
                 mine, other = spans_a.get(lpi, _NO_SPANS), spans_b.get(lpi, _NO_SPANS)
@@ -279,7 +279,7 @@ def delivered(analysis: Analysis, vms: dict[int, int] | None = None) -> pl.DataF
     return lives.select("vm", "intid", "injected_ns", "queued_ns", "filled_ns", "retired_ns")
 
 
-def spans(
+def _spans(
     lives: pl.DataFrame, begin: str, end: str, *, by_lpi: bool
 ) -> dict[tuple[int | None, int | None], pl.Series]:
     """How long a stage took, in order of length: of all (None, None), or by (VM, INTID)."""
