@@ -72,8 +72,8 @@ def test_no_serious_barrier(browser: Browser, tmp_path: Path, scheme: str, bad: 
         found = Axe().run(browser.driver)
     finally:
         browser.scheme("light")
-    bad = [one for one in found["violations"] if one["impact"] in {"serious", "critical"}]
-    assert [(one["id"], one["nodes"][0]["html"][:200]) for one in bad] == []
+    wrong = [one for one in found["violations"] if one["impact"] in {"serious", "critical"}]
+    assert [(one["id"], one["nodes"][0]["html"][:200]) for one in wrong] == []
     assert found["passes"]
 
 
