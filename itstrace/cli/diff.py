@@ -91,10 +91,11 @@ def _diff(  # noqa: PLR0917  one option each; the order is the help's
     kernel: Profile = None,
     events: Events = None,
 ) -> None:
-    """Compare two captures: what was recorded, findings, tables, outcomes, latencies and rates, side by side.
+    """Compare two captures: what is new in B and what could explain it; findings, outcomes, latencies, rates and tables.
 
-    A difference is a finding (error or warning) that only one has, a table entry that both make known, or a
-    shift of outcomes or latencies beyond chance and the limits. The rest is told, and is none.
+    A difference is a finding (error or warning) that only one has, a table entry that both make known and
+    that is not the same, or a shift of outcomes or latencies beyond chance and the limits. The rest is told,
+    and is none. Captures of different guests are said to be.
     """
     if a == b == _STDIN:
         raise UsageError("A and B cannot both be standard input", advice="name a file for one of them")

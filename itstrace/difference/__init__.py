@@ -15,9 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from itstrace.difference.entries import ENTRIES, entries, matched_itss, matched_vms
+from itstrace.difference.distributions import DISTRIBUTIONS, distributions
+from itstrace.difference.entries import ENTRIES, entries
 from itstrace.difference.found import Change, Kept, found
+from itstrace.difference.guests import Guests, Shared, guests
 from itstrace.difference.limits import CHANCE, Limits
+from itstrace.difference.matching import matched_itss, matched_vms
 from itstrace.difference.recorded import Fact, Recorded, recorded
 from itstrace.difference.traffic import LATENCIES, OUTCOMES, RATES, latencies, outcomes, rates
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHANCE",
+    "DISTRIBUTIONS",
     "ENTRIES",
     "LATENCIES",
     "OUTCOMES",
@@ -35,9 +39,11 @@ __all__ = [
     "Change",
     "Difference",
     "Fact",
+    "Guests",
     "Kept",
     "Limits",
     "Recorded",
+    "Shared",
     "difference",
 ]
 
@@ -53,11 +59,13 @@ class Difference:
     at_a_ns: int | None
     at_b_ns: int | None
     recorded: Recorded
+    guests: Guests
     findings: tuple[Kept, ...]
     entries: pl.DataFrame
     rates: pl.DataFrame
     outcomes: pl.DataFrame
     latencies: pl.DataFrame
+    distributions: pl.DataFrame
 
     @property
     def counted(self) -> dict[str, int]:
@@ -87,12 +95,14 @@ def difference(
     limits = limits or Limits()
     vms = matched_vms(a, b)
     itss = matched_itss(a, b, vms)
+    waits = latencies(a, b, vms, limits)
     return Difference(
         limits,
         vms,
         at_a_ns,
         at_b_ns,
         recorded(a, b, vms, itss),
+        guests(a, b, itss),
         found(
             a.findings,
             b.findings,
@@ -102,5 +112,6 @@ def difference(
         entries(a, b, vms, itss, (at_a_ns, at_b_ns)),
         rates(a, b, vms, limits),
         outcomes(a, b, vms, limits),
-        latencies(a, b, vms, limits),
+        waits,
+        distributions(a, b, vms, waits),
     )

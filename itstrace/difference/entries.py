@@ -1,6 +1,6 @@
 """Table entries of two captures side by side, at an instant of each.
 
-Entries are matched by what they are called: VMs in order, an ITS by its base, then DeviceID, EventID, ICID, INTID.
+Entries are matched by what they are called: a VM and an ITS as in `matching`, then DeviceID, EventID, ICID, INTID.
 Four verdicts: equal; different; aside (it differs, and may between two healthy runs: where the guest put an ITT, what
 is pending just then); unknown, with the reason.
 """
@@ -75,32 +75,6 @@ _TITLES: Final = {
     "intid": "LPI",
     "icid": "collection",
 }
-
-
-def matched_vms(a: Analysis, b: Analysis) -> dict[int, int]:
-    """B's VM for each of A's: in the order in which they appear."""
-    return dict(zip(*(sorted(each.observations.vms["vm"].to_list()) for each in (a, b)), strict=False))
-
-
-def matched_itss(a: Analysis, b: Analysis, vms: dict[int, int]) -> Matched:
-    """B's (VM, ITS) for each of A's: by the base address; by number where a base is not known."""
-    found: Matched = {}
-    for vm, other in vms.items():
-        ours, theirs = (
-            {
-                base if base is not None else -1 - its: its
-                for its, base in each.observations.itss.filter(pl.col("vm") == number)
-                .select("its", "base_gpa")
-                .iter_rows()
-            }
-            for each, number in ((a, vm), (b, other))
-        )
-        if min([*ours, *theirs], default=0) < 0:
-            numbers = set(ours.values()) & set(theirs.values())
-            found |= {(vm, its): (other, its) for its in numbers}
-        else:
-            found |= {(vm, its): (other, theirs[base]) for base, its in ours.items() if base in theirs}
-    return found
 
 
 def entries(
@@ -178,12 +152,13 @@ def _unseen(a: Analysis, b: Analysis, itss: Matched) -> pl.DataFrame:
     rows = []
     for here, there in itss.items():
         lost = [_lost("A", a, *here), _lost("B", b, *there)]
-        rows.append((*here, _hidden("A", a, *here), _hidden("B", b, *there), lost[0] or lost[1]))
+        rows.append((*here, hidden("A", a, *here), hidden("B", b, *there), lost[0] or lost[1]))
     schema = {"vm": pl.UInt16, "its": pl.UInt16, "why_a": pl.String, "why_b": pl.String, "lost": pl.String}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def _hidden(side: str, analysis: Analysis, vm: int, its: int) -> str | None:
+def hidden(side: str, analysis: Analysis, vm: int, its: int) -> str | None:
+    """Why something may be mapped on an ITS although the capture does not show it, if so."""
     here = (pl.col("vm") == vm) & (pl.col("its") == its)
     if "COMMANDS" not in observed(analysis.observations):
         return f"{side} did not record ITS commands"

@@ -73,7 +73,7 @@ def found(
 ) -> tuple[Kept, ...]:
     """Every cause of both; `skipped_a` and `skipped_b` are the codes that were not looked for.
 
-    What differs comes first, and of it what is new.
+    What differs comes first, and of it what is new, the worst first.
     """
     sides: list[dict[tuple[str, str], list[Finding]]] = [{}, {}]
     for side, findings in zip(sides, (a, b), strict=True):
@@ -86,7 +86,16 @@ def found(
         kept.append(Kept(*key, change, ours, theirs))
     order = list(Change)
     return tuple(
-        sorted(kept, key=lambda one: (not one.differs, order.index(one.change), one.severity.rank, one.code))
+        sorted(
+            kept,
+            key=lambda one: (
+                not one.differs,
+                order.index(one.change),
+                one.severity.rank,
+                one.told.kind.rank,
+                one.code,
+            ),
+        )
     )
 
 

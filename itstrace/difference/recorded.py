@@ -72,6 +72,7 @@ def recorded(a: Analysis, b: Analysis, vms: dict[int, int], itss: Matched) -> Re
         *(_not_run("B", skipped_b)),
         *_about("A", a),
         *_about("B", b),
+        *_midlife(a, b),
         *_guests(a, b, vms, itss),
     ]
     return Recorded(tuple(_facts(a, b)), only_a, only_b, skipped_a, skipped_b, tuple(remarks))
@@ -135,39 +136,50 @@ def _lost(analysis: Analysis) -> str | int | None:
 def _one_sided(side: str, names: tuple[str, ...]) -> Iterator[str]:
     if names:
         other = "B" if side == "A" else "A"
-        yield f"{side} tells of {', '.join(names)}, {other} cannot: what rests on that is not compared."
+        yield (
+            f"Only {side} recorded {', '.join(names)}: what depends on "
+            f"{'them' if len(names) > 1 else 'it'} is not compared with {other}."
+        )
 
 
 def _not_run(side: str, codes: tuple[str, ...]) -> Iterator[str]:
     if codes:
-        yield f"Rules that could not run in {side}, for want of recordings: {', '.join(codes)}."
+        rules = "1 rule" if len(codes) == 1 else f"{len(codes)} rules"
+        yield f"{rules} could not run in {side}, for lack of recorded events: {', '.join(codes)}."
 
 
 def _about(side: str, analysis: Analysis) -> Iterator[str]:
     if analysis.gaps.height:
         yield (
-            f"{side} lost records: what differs in LPIs, in outcomes and in tails of latencies may be that loss, and is no "
-            f"difference; findings that {side} lacks may be lost, too."
+            f"{side} lost records. States of LPIs, outcomes and tails of latencies that differ may come from that, and are "
+            f"not counted; findings that {side} does not have may have been lost, too."
         )
     if analysis.damage:
-        yield f"The file of {side} is damaged."
+        yield f"The file of {side} is damaged: a part of it could not be read."
     if not analysis.info.tells_losses:
         yield f"{side} does not tell whether records were lost."
-    itss = analysis.observations.itss
-    if not itss["complete"].all():
-        yield f"{side} begins with tables already in use: what is not seen in it may be mapped all the same."
+
+
+def _midlife(a: Analysis, b: Analysis) -> Iterator[str]:
+    sides = [side for side, each in (("A", a), ("B", b)) if not each.observations.itss["complete"].all()]
+    if sides:
+        both = len(sides) > 1
+        yield (
+            f"{' and '.join(sides)} {'begin' if both else 'begins'} with ITS tables already in use: an entry that "
+            f"{'one of them' if both else 'it'} does not show may still be mapped there."
+        )
 
 
 def _guests(a: Analysis, b: Analysis, vms: dict[int, int], itss: Matched) -> Iterator[str]:
     profiles = [_profiles(each) for each in (a, b)]
     if profiles[0] != profiles[1] and all(profiles):
         yield (
-            f"Replayed by different models, A as {' and '.join(profiles[0])}, B as {' and '.join(profiles[1])}: what the same "
-            "command leads to may differ."
+            f"A is replayed as {' and '.join(profiles[0])}, B as {' and '.join(profiles[1])}: the same command may have "
+            "another effect in them."
         )
-    for side, analysis, known in (("A", a, set(vms)), ("B", b, set(vms.values()))):
+    for side, other, analysis, known in (("A", "B", a, set(vms)), ("B", "A", b, set(vms.values()))):
         for vm in sorted(set(analysis.observations.vms["vm"]) - known):
-            yield f"VM {vm} of {side} has no counterpart; its tables are not compared."
+            yield f"VM {vm} of {side} has no counterpart in {other}; its tables are not compared."
     for side, analysis, mine, whose in (
         ("A", a, set(itss), set(vms)),
         ("B", b, set(itss.values()), set(vms.values())),
@@ -175,4 +187,4 @@ def _guests(a: Analysis, b: Analysis, vms: dict[int, int], itss: Matched) -> Ite
         for vm, its, base in analysis.observations.itss.select("vm", "its", "base_gpa").iter_rows():
             if vm in whose and (vm, its) not in mine:
                 at = "" if base is None else f" at {base:#x}"
-                yield f"ITS {its} of VM {vm}{at} is in {side} alone; its tables are not compared."
+                yield f"ITS {its} of VM {vm}{at} is only in {side}; its tables are not compared."

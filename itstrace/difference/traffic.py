@@ -257,8 +257,8 @@ def _shares(ours: pl.DataFrame, theirs: pl.DataFrame, keys: list[str]) -> pl.Dat
 def latencies(a: Analysis, b: Analysis, vms: dict[int, int], limits: Limits) -> pl.DataFrame:
     """How long each stage of delivered MSIs took, in all and by LPI. Shape: LATENCIES."""
     lossy = bool(a.gaps.height or b.gaps.height)
-    whole = [_delivered(each) for each in (a, b)]
-    matched = [_delivered(a, {vm: vm for vm in vms}), _delivered(b, vms)]
+    whole = [delivered(each) for each in (a, b)]
+    matched = [delivered(a, {vm: vm for vm in vms}), delivered(b, vms)]
     rows = []
     for by_lpi, sides in ((False, whole), (True, matched)):
         for begin, end in STAGES:
@@ -273,7 +273,8 @@ def latencies(a: Analysis, b: Analysis, vms: dict[int, int], limits: Limits) -> 
     return pl.DataFrame(rows, schema=LATENCIES, orient="row")
 
 
-def _delivered(analysis: Analysis, vms: dict[int, int] | None = None) -> pl.DataFrame:
+def delivered(analysis: Analysis, vms: dict[int, int] | None = None) -> pl.DataFrame:
+    """The delivered lives; with `vms` only those of VMs that both have, under A's numbers."""
     lives = _lives(analysis, vms).filter(pl.col("outcome") == "delivered")
     return lives.select("vm", "intid", "injected_ns", "queued_ns", "filled_ns", "retired_ns")
 

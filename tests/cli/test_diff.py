@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from conftest import SAMPLES
@@ -15,9 +18,9 @@ from typer.testing import CliRunner
 from itstrace.cli import app
 from itstrace.errors import CaptureError, UsageError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "diff.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```console\n\$ (.*)\n((?:.*\n)*?)```$", GUIDE, re.MULTILINE)
 GOOD = SAMPLES / "6.12-clean.dat"
 BAD = SAMPLES / "6.12-lost-lpi.dat"
 
@@ -41,8 +44,7 @@ def test_a_difference_is_4() -> None:
     result = diff(GOOD, BAD)
 
     assert result.exit_code == 4
-    assert result.stdout.startswith("A and B differ: ")
-    assert "New in B: lost-lpi (ITS301)." in result.stdout
+    assert result.stdout.startswith("New in B: interrupts went astray: lost-lpi (ITS301) on LPI 8196")
     assert result.stderr == ""
 
 
@@ -115,7 +117,7 @@ def test_a_page_is_written_besides(tmp_path: Path) -> None:
     result = diff(GOOD, BAD, "--html", page)
 
     assert result.exit_code == 4
-    assert result.stdout.startswith("A and B differ: ")
+    assert result.stdout.startswith("New in B: ")
     assert "<title>6.12-clean.dat and 6.12-lost-lpi.dat - itstrace diff</title>" in page.read_text(
         encoding="utf-8"
     )
@@ -179,3 +181,25 @@ def test_hostile_words_move_no_terminal(tmp_path: Path) -> None:
     assert all(line.isprintable() for line in result.stdout.split("\n"))
     assert "<script" not in page
     assert "\x1b" not in page
+
+
+def test_the_guide_has_examples() -> None:
+    assert len(EXAMPLES) == GUIDE.count("```console") == 4
+
+
+@pytest.mark.parametrize(("command", "shown"), EXAMPLES)
+def test_the_guide_shows_what_happens(command: str, shown: str, tmp_path: Path) -> None:
+    if " | jq " in command and shutil.which("jq") is None:
+        pytest.skip("jq is not installed")
+    (tmp_path / "sample-traces").symlink_to(SAMPLES)
+    line = re.sub(r"^itstrace ", f"PYTHONPATH={ROOT} {sys.executable} -m itstrace.cli ", command)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
+
+    assert done.returncode in {0, 4}, done.stderr
+    at = 0
+    for each in shown.splitlines():
+        found = done.stdout.find(each, at)
+        assert found >= 0, f"{each!r} is not in the output after {done.stdout[max(at - 80, 0) : at]!r}"
+        at = found + len(each)
