@@ -47,9 +47,21 @@ KINDS: Final = {
     Kind.LIFE: "life of an LPI",
     Kind.EVIDENCE: "the capture",
 }
+#: What a finding says whose rule has no words for it, as those of other packages may.
+_CLAIMS: Final = {
+    Kind.HOST: "KVM departs from the guest's commands",
+    Kind.LIFE: "interrupts went astray",
+    Kind.GUEST: "the guest's commands are wrong",
+    Kind.EVIDENCE: "the capture cannot tell",
+}
 _SURENESS: Final = {Confidence.CERTAIN: "", Confidence.LIKELY: ", likely", Confidence.UNPROVEN: ", unproven"}
 
 _LABEL: Final = 9
+
+
+def claim_of(finding: Finding, model: str) -> str:
+    """What a finding says, as a clause with which a verdict begins; `model`: "KVM" or "QEMU"."""
+    return finding.claim or f"{_CLAIMS[finding.kind].replace('KVM', model)}, {finding.name}"
 
 
 def host(info: CaptureInfo) -> str:

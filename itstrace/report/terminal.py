@@ -11,7 +11,7 @@ from rich.text import Text
 from itstrace.findings import Confidence, Finding, Kind, Severity
 from itstrace.report import figures
 from itstrace.report.coverage import coverage
-from itstrace.report.finding import STYLES, Naming, Teller, host
+from itstrace.report.finding import STYLES, Naming, Teller, claim_of, host
 from itstrace.report.layout import Cell, Column, Sheet, facts, table
 from itstrace.report.state import State, its_name, right
 from itstrace.report.tales import Tale, by_kind, tales
@@ -35,12 +35,6 @@ _MARKER_SHOWN: Final = 60
 #: The codes that a headline names besides the first.
 _CODES_NAMED: Final = 4
 
-#: What a finding says whose rule has no words for it, as those of other packages may.
-_CLAIMS: Final = {
-    Kind.HOST: "KVM departs from the guest's commands",
-    Kind.LIFE: "interrupts went astray",
-    Kind.GUEST: "the guest's commands are wrong",
-}
 #: Where so large a share of the rules could not run, "nothing wrong" has to say so in the same breath.
 _MUCH_UNSEEN: Final = 0.15
 
@@ -157,7 +151,7 @@ def _codes(codes: Sequence[str]) -> str:
 def _headline(mine: Sequence[Tale], analysis: Analysis, naming: Naming) -> str:
     """The first cause of a kind and what follows from it, and how many more causes there are, by code."""
     first, effects = mine[0].cause, mine[0].effects
-    claim = first.claim or f"{_CLAIMS[first.kind].replace('KVM', naming.host)}, {first.name}"
+    claim = claim_of(first, naming.host)
     if not analysis.info.tells_losses:
         claim = f"if no records were lost, {claim}"
     parts = [naming.brief(first)]

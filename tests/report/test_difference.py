@@ -88,8 +88,8 @@ def test_the_report_begins_with_what_is_new_and_ends_with_what_was_recorded() ->
     first = " ".join(shown.split("\n\n")[0].split())
 
     assert first == (
-        "New in B: KVM departs from its guest's ITS commands: stale-translation (ITS201) on LPI 8193 (device 0x10, event 2), "
-        "which leads to ITS305 delivered-after-unmap."
+        "New in B: KVM sent an MSI by a stale translation (ITS201): LPI 8193 (device 0x10, event 2); "
+        "it leads to ITS305 delivered-after-unmap."
     )
     titles = re.findall(r"^(Recorded|Findings|Tables|Outcomes of MSIs|Latency|Rates)  ", shown, re.MULTILINE)
     assert titles == ["Findings", "Outcomes of MSIs", "Latency", "Rates", "Tables", "Recorded"]
@@ -107,9 +107,7 @@ def test_different_guests_are_said_first() -> None:
     told = dict(overview(different))
 
     assert first.text == "A and B show different guests: 4 devices only in A, 1 only in B, 1 in both."
-    assert second.text.startswith(
-        "New in B: KVM departs from its guest's ITS commands: double-pending (ITS401) on LPI 8193"
-    )
+    assert second.text.startswith("New in B: KVM had one LPI live on two vCPUs at once (ITS401): LPI 8193")
     assert second.text.endswith("vCPUs 0 and 1.")
     assert rest == []
     assert (

@@ -14,6 +14,7 @@ from itstrace.report.difference.findings import about, meaning, worth_telling
 from itstrace.report.difference.parts import Told
 from itstrace.report.difference.tables import entries
 from itstrace.report.difference.traffic import share, shifted_rate, stage_name
+from itstrace.report.finding import claim_of
 from itstrace.report.text import listed, number, plural
 from itstrace.units import duration, seconds, times
 
@@ -25,11 +26,8 @@ if TYPE_CHECKING:
 
 #: How many of a kind are named; the rest are counted.
 _NAMED: Final = 4
-_CLAIMS: Final = {
-    Kind.HOST: "KVM departs from its guest's ITS commands",
-    Kind.LIFE: "interrupts went astray",
-    Kind.GUEST: "the guest's ITS commands are wrong",
-}
+#: In this order what is new is told. What a capture cannot tell never counts.
+_KINDS: Final = (Kind.HOST, Kind.LIFE, Kind.GUEST)
 _FRESH: Final = {Change.NEW, Change.WORSE}
 
 
@@ -86,20 +84,20 @@ def _of(different: Difference, changes: set[Change]) -> list[Kept]:
 
 def _claims(different: Difference, chosen: Sequence[Kept]) -> Iterator[str]:
     """A sentence for each kind of what is new."""
-    for kind, claim in _CLAIMS.items():
+    for kind in _KINDS:
         mine = [(one, effects) for one, effects in _causes(chosen) if one.told.kind is kind]
         if not mine:
             continue
         new = "Worse" if all(one.change is Change.WORSE for one, _ in mine) else "New"
         first, effects = mine[0][0].told, mine[0][1]
         subject = about(first, different)
-        names = [f"{first.name} ({first.code}){f' on {subject}' if subject else ''}"]
-        names[0] += f", which {_leads(effects)}" if effects else ""
+        said = f"{claim_of(first, _model(different))} ({first.code}){f': {subject}' if subject else ''}"
+        said += f"; it {_leads(effects)}" if effects else ""
         rest = list(
             dict.fromkeys(f"{one.told.name} ({one.code})" for one, _ in mine[1:] if one.code != first.code)
         )
-        names += rest[: _NAMED - 1] + (["others"] if len(rest) >= _NAMED else [])
-        yield f"{new} in B: {claim.replace('KVM', _model(different))}: {'; '.join(names)}."
+        names = [said, *rest[: _NAMED - 1], *(["others"] if len(rest) >= _NAMED else [])]
+        yield f"{new} in B: {'; '.join(names)}."
 
 
 def _model(different: Difference) -> str:

@@ -83,7 +83,7 @@ def test_it_is_read_from_the_worst_to_what_was_recorded(browser: Browser, tmp_pa
     (guests,) = browser.texts(".saying p.warning")
     assert guests.endswith("A and B show different guests: 4 devices only in A, 1 only in B, 1 in both.")
     (title,) = browser.texts("h1.error")
-    assert title.startswith("New in B: KVM departs from its guest's ITS commands: double-pending (ITS401)")
+    assert title.startswith("New in B: KVM had one LPI live on two vCPUs at once (ITS401)")
     tops = browser.run(
         "return [...document.querySelectorAll('.saying p, h1, .tiles, #findings, #outcomes, #latency, #rates, #recorded')]"
         ".map(each => each.getBoundingClientRect().top)"
