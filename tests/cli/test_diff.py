@@ -44,7 +44,7 @@ def test_a_difference_is_4() -> None:
     result = diff(GOOD, BAD)
 
     assert result.exit_code == 4
-    assert result.stdout.startswith("New in B: interrupts went astray: lost-lpi (ITS301) on LPI 8196")
+    assert result.stdout.startswith("New in B: an interrupt was lost (ITS301): LPI 8196")
     assert result.stderr == ""
 
 
