@@ -28,6 +28,11 @@ function plotly() {
 // plotly.js reads some markup in texts: what comes from the capture must not be any.
 const escaped = (text) => plain(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+// Ink that can be read on a colour, #rrggbb.
+function inkOn(paint) {
+  const [r, g, b] = [1, 3, 5].map((at) => parseInt(paint.slice(at, at + 2), 16) / 255);
+  return 0.2126 * r ** 2.2 + 0.7152 * g ** 2.2 + 0.0722 * b ** 2.2 > 0.18 ? "#14171b" : "#ffffff";
+}
 const lpiColour = (intid) => colour(`v${intid % 6}`);
 
 function plotLayout(more) {
