@@ -312,7 +312,9 @@ def test_everything_is_linked(browser: Browser) -> None:
         "return location.hash.startsWith('#lpi=0:8193&t=') && document.querySelector('.life .chosen')"
     )
     browser.all(".life .kind.command")  # the story holds commands
-    browser.all(".life td a[href^='#command=']")[0].click()
+    browser.run(
+        "document.querySelector('.life td a[href^=\"#command=\"]').click()"
+    )  # it may be scrolled out of sight
     browser.wait(
         "return document.querySelector('.commands .command') && document.querySelector('.commands .chosen')"
     )

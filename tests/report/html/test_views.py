@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -360,7 +361,7 @@ def test_a_capture_that_is_called_as_they_all_are_shows_its_folder(browser: Brow
     browser.open(page_of(MISTAKES))
     assert browser.texts(".tools .file") == [MISTAKES]
     analysis = tiny()
-    analysis.info.path = Path("captures/boot-6.12/trace.dat")
+    analysis.info = replace(analysis.info, path=Path("captures/boot-6.12/trace.dat"))
     browser.open(written("folder", analysis))
     assert browser.texts(".tools .file") == ["boot-6.12/trace.dat"]
 

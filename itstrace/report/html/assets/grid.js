@@ -116,11 +116,12 @@ class Grid {
 
   row(at) {
     const i = this.shown[at];
-    const marks = this.mark?.(i) ?? "";
-    return el(
+    const marks = this.mark?.(i) ?? "",
+      chosen = /\bchosen\b/.test(marks);
+    const row = el(
       "tr",
       {
-        "aria-current": /\bchosen\b/.test(marks) ? "true" : null,
+        "aria-current": chosen ? "true" : null,
         class: `${marks} ${at === this.active ? "active" : ""} ${this.open ? "opens" : ""}`,
         "aria-rowindex": String(at + 2),
         onclick:
@@ -142,6 +143,9 @@ class Grid {
         ),
       ),
     );
+    // Signs are stops of the tab key where they show: in the row that one is at.
+    if (!chosen && at !== this.active) for (const sign of row.querySelectorAll("a.sign")) sign.tabIndex = -1;
+    return row;
   }
 
   key(event) {

@@ -90,7 +90,7 @@ async function viewTimeline(main) {
           "span",
           {},
           el("span", { class: "swatch held" }),
-          "LPIs in list registers (single events: one colour an LPI)",
+          "LPIs in list registers (single events: coloured by LPI)",
         ),
         el("span", {}, "\u25c6 \u25b2 \u25cf findings"),
         F.gaps.rows

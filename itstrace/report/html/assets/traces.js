@@ -344,7 +344,8 @@ function gapTraces({ from, until, lanes }, [msis, commands]) {
       },
     },
     opacity: 0.75,
-    hoverinfo: "text",
+    // In the lanes it would hide what other CPUs recorded meanwhile.
+    hoverinfo: yaxis === "y3" ? "skip" : "text",
     hovertext: rows.map(words),
     textposition: "none",
     customdata: rows.map((i, n) => ({ kind: "gap", i, from: a[n], to: b[n] })),
