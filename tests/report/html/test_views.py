@@ -15,7 +15,7 @@ from helpers.tiny_analysis import tiny
 from itstrace.report.commands import command_rows
 from itstrace.report.layout import Sheet
 from itstrace.report.story import story, told
-from itstrace.units import seconds
+from itstrace.units import duration, seconds
 
 if TYPE_CHECKING:
     from helpers.browser import Browser
@@ -377,3 +377,26 @@ def test_lpis_with_the_worst_findings_stand_first_when_sorted_by_them(browser: B
     shown = [int(row[0]) for row in browser.rows(".lpis .gridbox")]
     ranks = [worst.get(intid, 9) for intid in shown]
     assert ranks == sorted(ranks)
+
+
+def test_a_link_to_what_is_shown_is_copied_whole(browser: Browser) -> None:
+    browser.open(page_of(DOUBLE), "finding=ITS401&severity=error")
+    browser.run(
+        "navigator.clipboard.writeText = text => { globalThis.copied = text; return Promise.resolve() }"
+    )
+    button = browser.all(".finding .headside button")[0]
+    assert button.text == "copy link"
+    button.click()
+    browser.wait("return globalThis.copied")
+    assert browser.run("return copied") == f"{page_of(DOUBLE).as_uri()}#finding=ITS401"
+    browser.wait("return document.querySelector('.finding .headside button').textContent === 'copied'")
+
+
+def test_latencies_are_told_to_the_nanosecond_in_columns_of_their_own(browser: Browser) -> None:
+    browser.open(page_of(DOUBLE), "view=timeline&show=latency")
+    browser.wait("return document.querySelector('#latency tbody td')")
+    assert browser.texts("#latency th")[5:8] == ["p50, ns", "p99, ns", "max, ns"]
+    script = "return [...document.querySelectorAll('#latency tbody td:nth-child(6)')].map(one => getComputedStyle(one).textAlign)"
+    assert set(browser.run(script)) == {"right"}
+    for row in browser.rows("#latency .gridbox"):
+        assert [duration(int(cell.replace(",", ""))) for cell in row[5:8]] == row[2:5]

@@ -70,7 +70,7 @@ const KEYS = [
   ["/", "search in this section"],
   ["j, k", "next, previous finding; change of the tables"],
   ["+, \u2212, \u2190, \u2192, 0", "zoom and move a timeline that has the focus"],
-  ["\u2191, \u2193, Enter", "rows of a table that has the focus"],
+  ["\u2191, \u2193, Enter", "rows of a table, or findings of the list, that has the focus"],
   ["d", "light or dark"],
   ["?", "this help"],
 ];

@@ -86,12 +86,7 @@ async function viewTimeline(main) {
         "div",
         { class: "legend" },
         el("span", {}, el("span", { class: "swatch run" }), "vCPU in the guest"),
-        el(
-          "span",
-          {},
-          el("span", { class: "swatch held" }),
-          "LPIs in list registers (single events: coloured by LPI)",
-        ),
+        el("span", {}, el("span", { class: "swatch held" }), "LPIs in list registers (single events: coloured by LPI)"),
         el("span", {}, "\u25c6 \u25b2 \u25cf findings"),
         F.gaps.rows
           ? el(
