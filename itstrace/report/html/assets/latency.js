@@ -58,6 +58,7 @@ async function drawLatencies(box) {
       role: "img",
       "aria-label": "map of latencies: the same numbers stand in the table below",
     });
+  followWidth(plot);
   plot.style.setProperty("height", `${90 + drawn.length * 22}px`);
   const grid = new Grid({
     label: "latencies",

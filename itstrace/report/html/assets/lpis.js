@@ -130,13 +130,18 @@ async function viewLpis(main) {
   };
 }
 
-// On which vCPUs an LPI was delivered, and how often: [[vcpu, count]], the most first.
+// On which vCPUs an LPI was delivered, and how often: [[vcpu, count]], by vCPU.
 function sharesOf(i) {
   return (F.lpis.shares[i] ?? "")
     .split(" ")
     .filter(Boolean)
-    .map((part) => part.split(":").map(Number))
-    .sort(([a, m], [b, n]) => n - m || a - b);
+    .map((part) => part.split(":").map(Number));
+}
+
+// The same as the terminal says it: the most first.
+function shareWords(shares) {
+  const most = [...shares].sort(([a, m], [b, n]) => n - m || a - b);
+  return listed(most.map(([vcpu, count]) => `vCPU ${vcpu} (${number(count)})`));
 }
 
 // On which vCPUs: a bar, and the numbers; `words`: as the terminal says it.
@@ -283,16 +288,7 @@ function lifeCard(i) {
       ["event", isKnown(L.device_id[i]) ? `device ${hexa(L.device_id[i])}, event ${known(L.event_id[i])}` : null],
       [
         "delivered on",
-        shares.length
-          ? shareBar(
-              shares,
-              el(
-                "span",
-                { class: "sharewords" },
-                listed(shares.map(([vcpu, count]) => `vCPU ${vcpu} (${number(count)})`)),
-              ),
-            )
-          : null,
+        shares.length ? shareBar(shares, el("span", { class: "sharewords" }, shareWords(shares))) : null,
       ],
       [
         "MSI to list register",

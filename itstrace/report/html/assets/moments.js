@@ -26,7 +26,7 @@ function moment(offset, { lpi = null, room = false } = {}) {
     whose
       ? signLink("life", { lpi: `${whose[0]}:${whose[1]}`, t: exact }, `${exact} s in the life of LPI ${whose[1]}`)
       : room
-        ? el("span", { class: "sign" })
+        ? el("span", { class: "sign", "aria-hidden": "true" }, svg("svg", { width: 12, height: 12 }))
         : null,
   );
 }

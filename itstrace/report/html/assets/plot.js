@@ -25,6 +25,16 @@ function plotly() {
   return plotting;
 }
 
+// A plot follows the width of its place, which changes without the window: the page grows a bar.
+function followWidth(plot) {
+  let width = plot.clientWidth;
+  new ResizeObserver(() => {
+    if (plot.clientWidth === width || !plot.clientWidth) return;
+    width = plot.clientWidth;
+    if (plot.data) globalThis.Plotly.Plots.resize(plot);
+  }).observe(plot);
+}
+
 // plotly.js reads some markup in texts: what comes from the capture must not be any.
 const escaped = (text) => plain(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();

@@ -50,6 +50,7 @@ async function viewTimeline(main) {
   const bar = filters([{ name: "only", label: "Only LPI", placeholder: several ? "0:8193" : "8193" }], ({ only }) =>
     change({ only: only || null }, { replace: true }),
   );
+  followWidth(plot);
   plot.style.setProperty("height", `${Math.min(290 + lanes.length * 46, 900)}px`);
   const latencyBox = el("section", { class: "card", id: "latency" });
   const kinds = ["msis", "queueings", "fills", "retargets", "configs", "runs"].map((name) => REPORT.kept[name]);
