@@ -180,6 +180,18 @@ class SkippedRule:
 def filter_findings(
     findings: Iterable[Finding], *, select: Sequence[str] = (), ignore: Sequence[str] = ()
 ) -> list[Finding]:
-    """The findings whose code begins with one of `select` (empty: any) and with none of `ignore`."""
-    chosen = (finding for finding in findings if not select or finding.code.startswith(tuple(select)))
-    return [finding for finding in chosen if not ignore or not finding.code.startswith(tuple(ignore))]
+    """The findings that one of `select` names (empty: any) and none of `ignore`.
+
+    Each is a code or the beginning of one (ITS3, ITS401), or one of several findings of a code (ITS401-1, ITS401-2).
+    """
+    return [
+        finding
+        for finding in findings
+        if (not select or _names(select, finding)) and not _names(ignore, finding)
+    ]
+
+
+def _names(given: Sequence[str], finding: Finding) -> bool:
+    # The first of a code has no number in its id.
+    number = finding.id if "-" in finding.id else f"{finding.code}-1"
+    return any(one == number if "-" in one else finding.code.startswith(one) for one in given)

@@ -100,7 +100,8 @@ def _analyze(  # noqa: PLR0917  one option each; the order is the help's
     select: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="CODES", help="Only findings of these codes, or beginnings of codes: ITS3,ITS401."
+            metavar="CODES",
+            help="Only findings of these codes, or beginnings of codes: ITS3,ITS401; or one of several: ITS401-2.",
         ),
     ] = None,
     ignore: Annotated[
@@ -126,15 +127,19 @@ def _analyze(  # noqa: PLR0917  one option each; the order is the help's
     analysis = analyzed(
         *captures, profile=kernel, seeds=seed or (), events=events, settings=numbers(settings)
     )
+    _check_numbers(analysis, {"--select": chosen, "--ignore": ignored}, baseline)
     analysis.findings = filter_findings(analysis.findings, select=chosen, ignore=ignored)
     if html is not None:
         save_page(html, analysis, captures, assets)
     against = _compared(analysis, past, baseline, chosen, ignored)
     rules = entries()
+    # A rule is asked for with any of its findings; it is not left out with one of them.
+    wanted = tuple(code.partition("-")[0] for code in chosen)
+    dropped = tuple(code for code in ignored if "-" not in code)
     asked = [
         rule
         for rule in rules
-        if (not chosen or rule.code.startswith(chosen)) and not (ignored and rule.code.startswith(ignored))
+        if (not wanted or rule.code.startswith(wanted)) and not (dropped and rule.code.startswith(dropped))
     ]
     makers: dict[str, Callable[[], str]] = {
         "--json": lambda: json_text(analysis_document(analysis, against)),
@@ -199,16 +204,39 @@ def _compared(
 
 
 def _codes(option: str, given: Sequence[str] | None) -> tuple[str, ...]:
-    """Codes and beginnings of codes, by commas or by repeating the option."""
+    """Codes, beginnings of codes and numbered findings (ITS401-2), by commas or by repeating the option."""
     codes = [code.strip().upper() for text in given or () for code in text.split(",") if code.strip()]
     for code in codes:
-        if not any(known.startswith(code) for known in all_rules()):
+        begin, dash, number = code.partition("-")
+        if dash and not (number.isdecimal() and begin in all_rules()):
+            raise UsageError(
+                f"{option} {code}: no finding is called so",
+                advice=f"{option} ITS401-2, for the second of ITS401",
+            )
+        if not any(known.startswith(begin) for known in all_rules()):
             raise UsageError(
                 f"{option} {code}: no rule has a code that begins so", advice="itstrace rules, for all codes"
             )
     if given and not codes:
         raise UsageError(f"{option} names no code", advice=f"{option} ITS3,ITS401")
     return tuple(codes)
+
+
+def _check_numbers(analysis: Analysis, given: dict[str, tuple[str, ...]], baseline: Path | None) -> None:
+    """What is asked for by its number is there, and means the same on both sides of a comparison."""
+    for option, codes in given.items():
+        for code in (code for code in codes if "-" in code):
+            if baseline is not None:
+                raise UsageError(
+                    f"{option} {code} with --baseline: findings of an earlier analysis are numbered otherwise",
+                    advice=f"{option} {code.partition('-')[0]}",
+                )
+            if not filter_findings(analysis.findings, select=[code]):
+                of_code = len(filter_findings(analysis.findings, select=[code.partition("-")[0]]))
+                raise UsageError(
+                    f"{option} {code}: this capture shows {of_code} of {code.partition('-')[0]}",
+                    advice="without --select all are shown, with their numbers",
+                )
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -14,6 +14,7 @@ import polars as pl
 from rich.text import Text
 
 from itstrace.findings import Severity
+from itstrace.report.commands import EVENT_OPCODES
 from itstrace.report.figures import latency
 from itstrace.report.finding import STYLES
 from itstrace.report.layout import Sheet, clean, wrap
@@ -148,7 +149,7 @@ def _steps(analysis: Analysis, vm: int, intid: int) -> Iterator[Step]:
     yield from _rows(
         observations.retargets.filter(mine),
         "retarget",
-        lambda row: f"KVM gives it to vCPU {known(row['vcpu'])}",
+        lambda row: _retarget(row, history.targets.filter(mine)),
     )
 
 
@@ -213,7 +214,7 @@ def _commands(analysis: Analysis, vm: int, mappings: pl.DataFrame) -> Iterator[S
     live = (pl.col("seq") >= pl.col("from_seq").fill_null(0)) & (
         pl.col("to_seq").is_null() | (pl.col("seq") <= pl.col("to_seq"))
     )
-    chosen = set(named.filter(live & pl.col("opcode_number").is_in(_EVENT_OPCODES))["seq"].to_list())
+    chosen = set(named.filter(live & pl.col("opcode_number").is_in(EVENT_OPCODES))["seq"].to_list())
     for column in ("set_by", "ended_by"):
         chosen |= set(mappings[column].drop_nulls().to_list())
     targets = analysis.history.targets.filter(
@@ -223,10 +224,6 @@ def _commands(analysis: Analysis, vm: int, mappings: pl.DataFrame) -> Iterator[S
     verdicts = analysis.history.verdicts.filter((pl.col("vm") == vm) & pl.col("seq").is_in(sorted(chosen)))
     for row in verdicts.join(commands.select("seq", "time_ns", "cpu"), on="seq").iter_rows(named=True):
         yield Step(row["seq"], row["time_ns"], row["cpu"], "command", row["text"] + verdict_words(row))
-
-
-#: MOVI, INT, CLEAR, MAPTI, MAPI, INV, DISCARD. Spec: IHI 0069H, ITS commands.
-_EVENT_OPCODES: Final = (0x01, 0x03, 0x04, 0x0A, 0x0B, 0x0C, 0x0F)
 
 
 def verdict_words(row: Row) -> str:
@@ -310,6 +307,18 @@ def _fold(row: Row) -> str:
     return f"list register of vCPU {row['vcpu']}: {words.get(row['ended_by'], known(row['ended_by']))}"
 
 
+def _retarget(row: Row, targets: pl.DataFrame) -> str:
+    if row["vcpu"] is not None:
+        return f"KVM gives it to vCPU {row['vcpu']}"
+    seq = row["seq"]
+    now = targets.filter(
+        (pl.col("from_seq").fill_null(0) <= seq) & (pl.col("to_seq").is_null() | (pl.col("to_seq") > seq))
+    )
+    aim = now["target_vcpu"].drop_nulls()
+    model = f" (vCPU {aim[-1]} by the model)" if aim.len() else ""
+    return f"KVM moves it; to which vCPU this kernel's event does not say{model}"
+
+
 def _config(row: Row) -> str:
     if row["result"] not in (0, None):
         return f"KVM could not read its configuration: {row['result']}"
@@ -336,8 +345,11 @@ def told(sheet: Sheet, analysis: Analysis, tale: Story, *, show: int | None = No
 def _summary(sheet: Sheet, analysis: Analysis, tale: Story) -> Iterator[Text]:
     mine = (pl.col("vm") == tale.vm) & (pl.col("intid") == tale.intid)
     lives = analysis.lives.lives.filter(mine)
-    counts = lives.group_by("outcome").len().sort("len", descending=True)
-    parts = [f"{count:,} {outcome or 'unknown'}" for outcome, count in counts.iter_rows()]
+    counts = lives.group_by("outcome").len().sort("len", "outcome", descending=[True, False])
+    parts = [
+        f"{count:,} {outcome or 'unknown'}{_why_unknown(lives) if outcome in ('unknown', None) else ''}"
+        for outcome, count in counts.iter_rows()
+    ]
     yield sheet.rule(f"LPI {tale.intid}", f"VM {tale.vm}")
     yield from sheet.wrap(
         f"{plural(lives.height, 'MSI')}{': ' if parts else ''}{', '.join(parts)}", first="  "
@@ -346,15 +358,25 @@ def _summary(sheet: Sheet, analysis: Analysis, tale: Story) -> Iterator[Text]:
     for device_id, event_id in before.select("device_id", "event_id").iter_rows():
         text = f"device {hexa(device_id)}, event {known(event_id)} meant it before the capture began"
         yield from sheet.wrap(text, first="  ")
-    vcpus = lives["filled_vcpu"].drop_nulls().value_counts(sort=True)
+    delivered = lives.filter(pl.col("outcome") == "delivered")["filled_vcpu"].drop_nulls()
+    vcpus = delivered.value_counts().sort("count", "filled_vcpu", descending=[True, False])
     if vcpus.height:
         taken = listed([f"vCPU {vcpu} ({count:,})" for vcpu, count in vcpus.iter_rows()])
-        yield from sheet.wrap(f"first filled into list registers of {taken}", first="  ")
+        yield from sheet.wrap(f"delivered on {taken}", first="  ")
     measured = latency(lives)
     if measured is not None:
         half, most, longest = (duration(value) for value in (measured.p50, measured.p99, measured.max))
         text = f"MSI to list register: p50 {half}, p99 {most}, max {longest}"
         yield from sheet.wrap(text, first="  ")
+
+
+def _why_unknown(lives: pl.DataFrame) -> str:
+    """Why the outcome of some MSIs is not known."""
+    lost = lives.filter(pl.col("outcome").is_null() | (pl.col("outcome") == "unknown"))
+    filled = lost["filled_seq"].is_not_null().sum()
+    why = ["in a list register that was not seen read back"] if filled else []
+    why += ["its result or its queueing was not recorded"] if filled < lost.height else []
+    return f" ({' or '.join(why)})"
 
 
 def _line(sheet: Sheet, step: Step, before: Step | None, width: int) -> Iterator[Text]:

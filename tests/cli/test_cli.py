@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 DOUBLE = SAMPLES / "6.12-double-delivery.dat"
 CLEAN = SAMPLES / "7.3-migrate.dat"
+MISTAKES = SAMPLES / "7.3-guest-mistakes.dat"
 COMMANDS = [name for _, names in GROUPS for name in names]
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -330,6 +331,27 @@ def test_select_and_ignore_go_by_beginnings_of_codes(
     }
     assert codes("--ignore", "ITS401") == everything - {"ITS401"}
     assert codes("--select", "ITS4", "--ignore", "ITS4") == set()
+
+
+def test_one_of_several_findings_of_a_code_can_be_selected_and_ignored(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def messages(*options: str) -> list[str]:
+        document = json.loads(called(capsys, monkeypatch, "analyze", MISTAKES, "--json", "-", *options).out)
+        return [finding["message"] for finding in document["findings"]]
+
+    several = messages("--select", "ITS102")
+    assert len(several) == 4
+    assert messages("--select", "its102-3") == [several[2]]
+    assert messages("--select", "ITS102-1,ITS102-4") == [several[0], several[3]]
+    assert messages("--select", "ITS102", "--ignore", "ITS102-1") == several[1:]
+    for wrong, said in (
+        ("ITS102-9", "this capture shows 4 of ITS102"),
+        ("ITS1-2", "no finding is called so"),
+    ):
+        result = called(capsys, monkeypatch, "analyze", MISTAKES, "--select", wrong)
+        assert result.code == 2
+        assert said in result.err
 
 
 def test_what_is_ignored_does_not_fail(

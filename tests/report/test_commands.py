@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import pytest
 from conftest import SAMPLES, analysis_of
 from helpers import tiny_capture
 from helpers.tiny_analysis import tiny
 
-from itstrace.report.commands import command_documents, command_lines
+from itstrace.report.commands import EVENT_OPCODES, command_documents, command_lines, command_rows
 from itstrace.report.layout import Sheet
 
 MISTAKES = SAMPLES / "7.3-guest-mistakes.dat"
@@ -28,8 +30,11 @@ def test_every_command_has_a_line_with_its_verdict() -> None:
 def test_a_small_list_whole() -> None:
     lines = [line.plain for line in command_lines(Sheet(), tiny(), {4711: tiny_capture.HOSTILE})]
 
-    assert lines[0].split() == ["time", "cpu", "task", "slot", "verdict", "command"]
-    assert lines[4].startswith("100.000600  000  [red]\\x1b[2J\\x07<script>\\u202e[/red]-4711  0x60  assumed")
+    assert lines[0].split() == ["time", "cpu", "task", "slot", "LPI", "verdict", "command"]
+    assert lines[3].split()[3:6] == ["0x40", "8192", "ok"]
+    assert " ".join(lines[4].split()).startswith(
+        "100.000600 000 [red]\\x1b[2J\\x07<script>\\u202e[/red]-4711 0x60 assumed"
+    )
     assert all(line.isprintable() for line in lines)
 
 
@@ -57,6 +62,33 @@ def test_the_document_has_the_words_as_hex() -> None:
     assert document["commands"][2] == {
         "time_ns": 100_000_500_000, "cpu": 0, "pid": 4711, "comm": "qemu", "vm": 0, "its": 0, "slot": 64,
         "dw": ["0x80000000a", "0x200000000000", "0x0", "0x0"], "opcode": "MAPTI",
-        "text": "MAPTI DeviceID 0x8 EventID 0 pINTID 8192 ICID 0", "verdict": "ok", "fault": None, "detail": None,
-        "lost_before": False,
+        "text": "MAPTI DeviceID 0x8 EventID 0 pINTID 8192 ICID 0", "intid": 8192, "verdict": "ok", "fault": None,
+        "detail": None, "lost_before": False,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["7.3-guest-mistakes.dat", "7.3-migrate.dat", "6.12-lost-records.dat", "6.12-double-delivery.dat"]
+)
+def test_a_command_knows_the_lpi_that_its_event_meant(name: str) -> None:
+    """Against the history of mappings, one by one: what began with the command, or held, or ended with it."""
+    analysis = analysis_of(SAMPLES / name)
+    events: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    for one in analysis.history.mappings.iter_rows(named=True):
+        events.setdefault((one["vm"], one["its"], one["device_id"], one["event_id"]), []).append(one)
+    rows = command_rows(analysis)
+
+    assert rows["seq"].to_list() == analysis.observations.commands["seq"].to_list()
+    for row in rows.iter_rows(named=True):
+        expected = None
+        if row["dw0"] is not None and row["dw0"] & 0xFF in EVENT_OPCODES:
+            event = (row["vm"], row["its"], row["dw0"] >> 32, row["dw1"] & 0xFFFFFFFF)
+            for one in events.get(event, []):
+                held = (one["from_seq"] or 0) < row["seq"] and (one["to_seq"] or row["seq"]) >= row["seq"]
+                expected = one["intid"] if held else expected
+            began = [one["intid"] for one in events.get(event, []) if one["from_seq"] == row["seq"]]
+            expected = began[0] if began else expected
+        assert row["intid"] == expected, row["text"]
+    ended = rows.filter((rows["opcode"] == "DISCARD") & (rows["verdict"] == "ok"))
+    assert ended["intid"].null_count() == 0
+    assert rows["intid"].drop_nulls().len() > 20

@@ -164,7 +164,7 @@ def _configurations(analysis: Analysis) -> pl.DataFrame:
 def _commands(analysis: Analysis, comms: Mapping[int, str]) -> pl.DataFrame:
     rows = command_rows(analysis).select(
         "seq", "time_ns", "cpu", "pid", "vm", "its", "slot", "dw0", "dw1", "dw2", "dw3", "lost_before",
-        "opcode", "text", "verdict", "fault", "detail",
+        "opcode", "text", "intid", "verdict", "fault", "detail",
     )  # fmt: skip
     pids = rows["pid"].unique()
     tasks = pl.Series([task(comms, pid) for pid in pids], dtype=pl.String)

@@ -223,7 +223,10 @@ def _finding(analysis: Analysis, finding: Finding, naming: Naming, caps: Caps) -
 def _same_in_terminal(analysis: Analysis, finding: Finding, naming: Naming) -> list[str]:
     """Command lines that show the same."""
     file = _file(analysis)
-    lines = [f"itstrace analyze {file} --select {finding.code}"]
+    several = sum(one.code == finding.code for one in analysis.findings) > 1
+    # The first of several has no number in its id.
+    name = f"{finding.code}-1" if several and finding.id == finding.code else finding.id or finding.code
+    lines = [f"itstrace analyze {file} --select {name}"]
     if finding.intid is not None:
         vm = f" --vm {finding.vm}" if naming.many_vms and finding.vm is not None else ""
         lines.append(f"itstrace lpi {file} {finding.intid}{vm}")

@@ -39,6 +39,7 @@ SCRIPTS: Final = (
     "numbers.js",
     "dom.js",
     "route.js",
+    "moments.js",
     "grid.js",
     "decode.js",
     "story.js",
@@ -54,10 +55,12 @@ SCRIPTS: Final = (
     "traces.js",
     "timeline.js",
     "latency.js",
+    "tableboxes.js",
     "tables.js",
     "lpis.js",
     "commands.js",
     "coverage.js",
+    "places.js",
     "main.js",
 )
 #: Where plotly.js can be had. Source: plotly.io._html (plotly 7), include_plotlyjs="cdn"

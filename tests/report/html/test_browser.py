@@ -247,7 +247,7 @@ def test_commands_are_all_there_decoded(browser: Browser, name: str) -> None:
 
     verdicts = analysis.history.verdicts
     assert [row[4] for row in rows] == verdicts["text"].to_list()
-    assert [row[5].split()[0 if row[5].startswith("ok") else 1] for row in rows] == verdicts[
+    assert [row[6].split()[0 if row[6].startswith("ok") else 1] for row in rows] == verdicts[
         "verdict"
     ].to_list()
     assert [row[0] for row in rows] == [seconds(t, 9) for t in analysis.observations.commands["time_ns"]]
@@ -302,15 +302,19 @@ def test_permalinks_lead_to_findings_lpis_commands_and_times(browser: Browser) -
     seq = analysis_of(SAMPLES / DOUBLE).findings[0].seqs[2]
     browser.open(page_of(DOUBLE), f"command={seq}")
     fields = {row[0]: row[3] for row in browser.rows(".command .scroller")}
-    assert fields == {"DeviceID": "0x123", "EventID": "1", "ICID": "0"}
+    assert fields == {"opcode": "MOVI", "DeviceID": "0x123", "EventID": "1", "ICID": "0"}
 
 
 def test_everything_is_linked(browser: Browser) -> None:
     browser.open(page_of(DOUBLE), "finding=ITS401")
     browser.all(".finding .facts a[href^='#lpi=']")[0].click()
-    browser.wait("return location.hash === '#lpi=0:8193' && document.querySelector('.life h2')")
+    browser.wait(
+        "return location.hash.startsWith('#lpi=0:8193&t=') && document.querySelector('.life .chosen')"
+    )
     browser.all(".life .kind.command")  # the story holds commands
-    browser.all(".life td a[href^='#command=']")[0].click()
+    browser.run(
+        "document.querySelector('.life td a[href^=\"#command=\"]').click()"
+    )  # it may be scrolled out of sight
     browser.wait(
         "return document.querySelector('.commands .command') && document.querySelector('.commands .chosen')"
     )

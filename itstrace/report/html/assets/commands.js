@@ -6,9 +6,15 @@ async function viewCommands(main) {
   const C = F.commands;
   const several = new Set(Array.from({ length: C.rows }, (_, i) => `${C.vm[i]}/${C.its[i]}`)).size > 1;
   const columns = [
-    { title: "time", right: true, kind: "mono", cell: (i) => timeLink(C.time_ns[i]), value: (i) => C.seq[i] },
+    {
+      title: "time",
+      right: true,
+      kind: "mono",
+      cell: (i) => moment(C.time_ns[i], { lpi: [C.vm[i], C.intid[i]], room: true }),
+      value: (i) => C.seq[i],
+    },
     { title: "cpu", right: true, kind: "mono", cell: (i) => String(C.cpu[i]).padStart(3, "0"), value: (i) => C.cpu[i] },
-    { title: "task", kind: "mono", cell: (i) => C.task[i], value: (i) => C.task[i] },
+    { title: "task", kind: "mono", spare: true, cell: (i) => C.task[i], value: (i) => C.task[i] },
     ...(several
       ? [
           {
@@ -20,7 +26,7 @@ async function viewCommands(main) {
           },
         ]
       : []),
-    { title: "slot", right: true, kind: "mono", cell: (i) => hexa(C.slot[i]), value: (i) => C.slot[i] },
+    { title: "slot", right: true, kind: "mono", spare: true, cell: (i) => hexa(C.slot[i]), value: (i) => C.slot[i] },
     {
       title: "command",
       kind: "mono",
@@ -28,13 +34,20 @@ async function viewCommands(main) {
       cell: (i) => commandLink(C.seq[i], C.text[i] ?? "?"),
       value: (i) => C.text[i],
     },
+    {
+      title: "LPI",
+      right: true,
+      kind: "mono",
+      cell: (i) => (isKnown(C.intid[i]) ? lpiLink(C.vm[i], C.intid[i], C.time_ns[i]) : ""),
+      value: (i) => C.intid[i],
+    },
     { title: "verdict", kind: "verdictcell", cell: verdictBadge, value: (i) => C.verdict[i] },
   ];
   const grid = new Grid({
     label: "ITS commands",
     columns,
     rows: C.rows,
-    fit: 22,
+    fit: "window",
     open: (i) => change({ command: C.seq[i] }, { replace: true }),
     mark: (i) => (String(C.seq[i]) === chosen ? "chosen" : ""),
     empty: C.rows ? "no command fits" : "no ITS commands were seen",
@@ -64,7 +77,7 @@ async function viewCommands(main) {
         sought = key;
         const words = (where.q ?? "").toLowerCase().split(/\s+/).filter(Boolean);
         const text = (i) =>
-          `${C.text[i]} ${C.verdict[i]} ${C.fault[i] ?? ""} ${C.detail[i] ?? ""} ${C.task[i]} ${seconds(C.time_ns[i])}`.toLowerCase();
+          `${C.text[i]} lpi ${isKnown(C.intid[i]) ? C.intid[i] : ""} ${C.verdict[i]} ${C.fault[i] ?? ""} ${C.detail[i] ?? ""} ${C.task[i]} ${seconds(C.time_ns[i])}`.toLowerCase();
         const any = words.length || where.op || where.verdict;
         const shown = grid.filter(
           any

@@ -4,7 +4,7 @@ function fieldsOf(i) {
   const layout = REPORT.commands.fields[C.opcode[i]];
   const words = [C.dw0[i], C.dw1[i], C.dw2[i], C.dw3[i]];
   if (!layout || words.some((word) => word === null)) return [];
-  return Object.entries(layout).map(([name, [dw, high, low, shift, bias]]) => {
+  const fields = Object.entries(layout).map(([name, [dw, high, low, shift, bias]]) => {
     const bits = (words[dw] >> BigInt(low)) & ((1n << BigInt(high - low + 1)) - 1n);
     const value = (bits << BigInt(shift)) + BigInt(bias);
     const [label, inHex] = REPORT.commands.labels[name];
@@ -17,6 +17,8 @@ function fieldsOf(i) {
       number: value,
     };
   });
+  const number = words[0] & 0xffn;
+  return [{ name: "opcode", label: "opcode", place: "DW0[7:0]", bits: hexa(number), value: C.opcode[i] }, ...fields];
 }
 
 const wordText = (word) => (word === null ? "?" : `0x${word.toString(16).padStart(16, "0")}`);
@@ -40,6 +42,9 @@ function verdictBadge(i) {
     : [el("span", { class: "ok" }, verdict), why ? el("span", { class: "why" }, ` ${why}`) : null];
 }
 
+// When the event of a command meant its LPI.
+const MEANT = { DISCARD: "until then", MAPTI: "from then on", MAPI: "from then on" };
+
 // One command, whole: its words, each field with where it stands, the verdict, what it set.
 function commandCard(i, { closable = null } = {}) {
   const C = F.commands;
@@ -58,7 +63,16 @@ function commandCard(i, { closable = null } = {}) {
     el("div", { class: "cardhead" }, el("h2", { class: "mono" }, commandLink(C.seq[i], C.text[i] ?? "?")), closable),
     facts([
       ["verdict", verdictBadge(i)],
-      ["read at", [timeLink(C.time_ns[i]), ` on CPU ${C.cpu[i]} by ${C.task[i]}`]],
+      ["read at", [moment(C.time_ns[i], { lpi: [C.vm[i], C.intid[i]] }), ` on CPU ${C.cpu[i]} by ${C.task[i]}`]],
+      [
+        "LPI",
+        isKnown(C.intid[i])
+          ? [
+              lpiLink(C.vm[i], C.intid[i], C.time_ns[i]),
+              el("span", { class: "dim" }, `, which its event meant ${MEANT[C.opcode[i]] ?? "then"}`),
+            ]
+          : null,
+      ],
       ["queue", `VM ${C.vm[i]}, ITS ${C.its[i]}, slot ${hexa(C.slot[i])}`],
     ]),
     el(
@@ -81,7 +95,9 @@ function commandCard(i, { closable = null } = {}) {
           right: true,
           kind: "mono",
           cell: (row) =>
-            row.name === "intid" || row.name === "vintid" ? lpiLink(C.vm[i], Number(row.number)) : row.value,
+            row.name === "intid" || row.name === "vintid"
+              ? lpiLink(C.vm[i], Number(row.number), C.time_ns[i])
+              : row.value,
         },
       ],
     }),

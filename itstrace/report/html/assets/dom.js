@@ -48,6 +48,7 @@ function announce(text) {
 
 // --- the words of the trade, as links
 
+const SEVERITIES = ["error", "warning", "note"]; // the worst first
 const SHAPES = { error: "\u25c6", warning: "\u25b2", note: "\u25cf" };
 function badge(severity, label = severity) {
   return el(
@@ -68,11 +69,13 @@ function timeLink(offset, digits = 9, view = "tables") {
   );
 }
 
-function lpiLink(vm, intid) {
+// `time`: where in its life.
+function lpiLink(vm, intid, time = null) {
   if (!isKnown(intid)) return "?";
+  const t = isKnown(time) ? seconds(time) : null;
   return el(
     "a",
-    { class: "num", href: href({ lpi: `${vm}:${intid}` }), title: `the life of LPI ${intid}` },
+    { class: "num", href: href({ lpi: `${vm}:${intid}`, t }), title: `the life of LPI ${intid}` },
     String(intid),
   );
 }
@@ -90,25 +93,39 @@ function findingLink(id) {
   );
 }
 
-// A command line that can be copied.
-function shell(line) {
+// A button that copies a text; `text`: makes it when it is pressed.
+function copyButton(label, text, words) {
   const copy = button(
-    "copy",
+    label,
     async () => {
       try {
-        await navigator.clipboard.writeText(line);
+        await navigator.clipboard.writeText(text());
       } catch {
-        select(code);
-        document.execCommand("copy");
+        copySelected(text());
       }
       copy.textContent = "copied";
       announce("copied");
       setTimeout(() => {
-        copy.textContent = "copy";
+        copy.textContent = label;
       }, 1500);
     },
-    { class: "copy", "aria-label": `copy: ${line}` },
+    { class: "copy", "aria-label": words },
   );
+  return copy;
+}
+
+// Where a page from a file may not write to the clipboard: by selecting.
+function copySelected(text) {
+  const held = el("span", { class: "away" }, text);
+  document.body.append(held);
+  select(held);
+  document.execCommand("copy");
+  held.remove();
+}
+
+// A command line that can be copied.
+function shell(line) {
+  const copy = copyButton("copy", () => line, `copy: ${line}`);
   const code = el("code", {}, line);
   return el("div", { class: "shell" }, el("span", { "aria-hidden": "true", class: "prompt" }, "$"), code, copy);
 }

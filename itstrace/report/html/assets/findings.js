@@ -27,15 +27,27 @@ function touches(finding, { severity, kind, code, vm, device, for: intid, text }
   );
 }
 
-// Causes first, each followed by its consequences.
-function inStories(findings) {
-  const left = new Set(findings),
+// The worst first, rules as the analysis has them, then by number: ITS102-2 before ITS102-10.
+function byWeight(one, other) {
+  const place = (finding) => REPORT.findings.findIndex((each) => each.code === finding.code);
+  return (
+    SEVERITIES.indexOf(one.severity) - SEVERITIES.indexOf(other.severity) ||
+    place(one) - place(other) ||
+    one.id.localeCompare(other.id, "en", { numeric: true })
+  );
+}
+
+// Causes first, each followed by its consequences: {finding, depth}.
+function inStories(given) {
+  const findings = [...given].sort(byWeight),
+    left = new Set(findings),
     byId = new Map(findings.map((each) => [each.id, each])),
     rows = [];
   const put = (finding, depth) => {
     if (!left.delete(finding)) return;
     rows.push([finding, depth]);
-    for (const id of finding.leads_to) if (byId.has(id)) put(byId.get(id), Math.min(depth + 1, 3));
+    const effects = finding.leads_to.map((id) => byId.get(id)).filter(Boolean);
+    for (const effect of effects.sort(byWeight)) put(effect, Math.min(depth + 1, 3));
   };
   for (const finding of findings) if (!finding.caused_by.some((id) => byId.has(id))) put(finding, 0);
   for (const finding of findings) put(finding, 0);
@@ -83,9 +95,12 @@ function viewFindings(main) {
     (values) =>
       change(Object.fromEntries(FINDING_FIELDS.map((name) => [name, values[name] || null])), { replace: true }),
   );
-  const list = el("ol", { class: "list", "aria-label": "findings" });
+  // One stop of the tab key: arrows go through it, Enter into what it shows.
+  const list = el("ol", { class: "list", "aria-label": "findings", onkeydown: (event) => key(event) });
   const count = el("span", { class: "dim" });
-  const detail = el("div", { class: "detail", id: "finding" });
+  const notice = el("div", { role: "status" }),
+    card = el("div"),
+    detail = el("div", { class: "detail", id: "finding" }, notice, card);
   main.append(
     heading("Findings", count),
     bar.node,
@@ -96,8 +111,19 @@ function viewFindings(main) {
     drawn = null;
   const step = (by) => {
     const at = shown.findIndex(([finding]) => finding.id === drawn);
-    const next = shown[Math.max(0, Math.min(shown.length - 1, at + by))];
-    if (next) change({ finding: next[0].id }, { replace: true });
+    const next = Math.max(0, Math.min(shown.length - 1, at + by));
+    if (!shown.length || next === at) return;
+    const [finding] = shown[next];
+    change({ finding: finding.id }, { replace: true });
+    announce(`${next + 1} of ${shown.length}: ${finding.severity} ${finding.id} ${finding.name}`);
+  };
+  const key = (event) => {
+    const by = { ArrowDown: 1, ArrowUp: -1, Home: -shown.length, End: shown.length }[event.key];
+    if (by === undefined && event.key !== "Enter") return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
+    event.preventDefault();
+    if (by === undefined) detail.querySelector("article")?.focus();
+    else step(by);
   };
   return {
     focus: bar.focus,
@@ -107,13 +133,14 @@ function viewFindings(main) {
       shown = inStories(all.filter((finding) => touches(finding, where)));
       count.textContent =
         shown.length === all.length ? plural(all.length, "finding") : `${shown.length} of ${all.length} shown`;
-      let chosen = F.findingById ? F.findingById.get(where.finding) : all.find((each) => each.id === where.finding);
-      if (!chosen || (!where.finding && !shown.some(([each]) => each === chosen))) chosen = shown[0]?.[0];
+      const chosen = where.finding ? all.find((each) => each.id === where.finding) : shown[0]?.[0];
+      const inList = shown.some(([each]) => each === chosen);
       const params = Object.fromEntries(
         FINDING_FIELDS.filter((name) => where[name]).map((name) => [name, where[name]]),
       );
+      const focused = list.contains(document.activeElement);
       list.replaceChildren(
-        ...shown.map(([finding, depth]) =>
+        ...shown.map(([finding, depth], at) =>
           el(
             "li",
             { class: `depth${depth}` },
@@ -122,6 +149,7 @@ function viewFindings(main) {
               {
                 href: href({ ...params, finding: finding.id }),
                 "aria-current": finding === chosen ? "true" : null,
+                tabindex: finding === chosen || (!inList && at === 0) ? "0" : "-1",
                 class: finding.severity,
               },
               el(
@@ -134,26 +162,57 @@ function viewFindings(main) {
               el("span", { class: "name" }, depth ? `\u21b3 ${finding.name}` : finding.name),
               el(
                 "span",
-                { class: "dim" },
-                [finding.brief, finding.time_ns === null ? "" : seconds(finding.time_ns, 6)].filter(Boolean).join(", "),
+                { class: finding.brief ? "dim" : "dim clipped" },
+                finding.brief
+                  ? [finding.brief, finding.time_ns === null ? "" : seconds(finding.time_ns, 6)]
+                      .filter(Boolean)
+                      .join(", ")
+                  : finding.message,
               ),
             ),
           ),
         ),
       );
       if (!shown.length) list.append(el("li", { class: "none" }, "no finding fits"));
-      list.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
+      if (focused) list.querySelector("[tabindex='0']")?.focus({ preventScroll: true });
+      const current = list.querySelector("[aria-current]");
+      if (current) revealIn(list.parentElement, current);
+      notice.replaceChildren(...noticeOf(where.finding, chosen, inList, Object.keys(params).length));
       if (chosen?.id === drawn) return;
       drawn = chosen?.id;
-      detail.replaceChildren(...(chosen ? [findingCard(chosen)] : []));
-      detail.scrollTop = 0;
+      card.replaceChildren(...(chosen ? [findingCard(chosen)] : []));
+      // Another is read from its beginning.
+      if (detail.getBoundingClientRect().top < 0) detail.scrollIntoView();
     },
   };
+}
+
+// Scroll a box, and nothing but it, so that something in it can be seen.
+function revealIn(box, node) {
+  const a = box.getBoundingClientRect(),
+    b = node.getBoundingClientRect();
+  if (b.top < a.top) box.scrollTop -= a.top - b.top;
+  else if (b.bottom > a.bottom) box.scrollTop += b.bottom - a.bottom;
+}
+
+// What is to be said where an address asks for a finding that is not in the list. `filtered`: by how many filters.
+function noticeOf(id, chosen, inList, filtered) {
+  if (!id || (chosen && inList)) return [];
+  const [kept, total] = REPORT.kept.findings;
+  const words = chosen
+    ? `${id} is not among those shown. `
+    : `The report holds no finding ${id}${kept < total ? `: it keeps ${number(kept)} of ${number(total)}` : ""}. `;
+  const all =
+    chosen || filtered
+      ? el("a", { href: href(chosen ? { finding: id } : { view: "findings" }) }, "Show all findings")
+      : null;
+  return [el("p", { class: "notice" }, words, all)];
 }
 
 function findingCard(finding) {
   const { drawn, evidence } = findingPath(finding);
   const links = (ids) => ids.map((id, at) => [at ? ", " : "", findingLink(id)]);
+  const lpi = finding.intid === null ? null : [vmOf(finding), finding.intid];
   const commands = finding.evidence
     .map((item, at) => [F.commandBySeq?.get(item.seq), at])
     .filter(([i]) => i !== undefined);
@@ -161,27 +220,23 @@ function findingCard(finding) {
     finding.time_ns === null
       ? null
       : [
-          timeLink(finding.time_ns),
+          moment(finding.time_ns, { lpi }),
           finding.end_ns !== null && finding.end_ns !== finding.time_ns
-            ? [" to ", timeLink(finding.end_ns), ` (${duration(finding.end_ns - finding.time_ns)})`]
+            ? [" to ", moment(finding.end_ns, { lpi }), ` (${duration(finding.end_ns - finding.time_ns)})`]
             : null,
         ];
   return el(
     "article",
-    { class: `finding ${finding.severity}`, "aria-label": `${finding.id} ${finding.name}` },
+    { class: `finding ${finding.severity}`, tabindex: "-1", "aria-label": `${finding.id} ${finding.name}` },
     el(
       "div",
       { class: "cardhead" },
       el("h2", {}, badge(finding.severity), " ", el("span", { class: "code" }, finding.id), " ", finding.name),
       el(
         "span",
-        { class: "dim" },
-        `${REPORT.kinds[finding.kind] ?? finding.kind}, ${finding.confidence} `,
-        el(
-          "a",
-          { class: "permalink", href: href({ finding: finding.id }), title: "a link to this finding" },
-          "permalink",
-        ),
+        { class: "headside" },
+        el("span", { class: "dim" }, `${REPORT.kinds[finding.kind] ?? finding.kind}, ${finding.confidence}`),
+        linkButton({ finding: finding.id }, finding.id),
       ),
     ),
     el("p", { class: "message" }, finding.message),
@@ -196,7 +251,7 @@ function findingCard(finding) {
     facts([
       [
         "about",
-        [finding.intid === null ? finding.subject : [lpiWords(finding), finding.subject.replace(/^LPI \d+/, "")]],
+        finding.intid === null ? finding.subject : [lpiWords(finding), finding.subject.replace(/^LPI \d+/, "")],
       ],
       ["when", span],
       ["how often", finding.count > 1 ? plural(finding.count, "time") : null],
@@ -210,8 +265,8 @@ function findingCard(finding) {
       [
         "known",
         finding.known_bugs.length
-          ? finding.known_bugs.map((bug) =>
-              el("div", {}, bug.title, el("span", { class: "dim" }, ` (fixed: ${bug.fixed}; ${bug.source})`)),
+          ? finding.known_bugs.map((bug, at) =>
+              el("div", {}, bug.title, el("span", { class: "dim" }, ` (${finding.fixes[at]}; ${bug.source})`)),
             )
           : null,
       ],
@@ -258,10 +313,16 @@ function findingCard(finding) {
   );
 }
 
+// The VM that a finding is about; null where that is not said and there are several.
+const vmOf = (finding) => finding.vm ?? (REPORT.vms.length === 1 ? REPORT.vms[0].vm : null);
+
+// The LPI of a finding, as a link into its life at the moment of the finding.
 function lpiWords(finding) {
-  return finding.vm === null
+  const vm = vmOf(finding),
+    t = finding.time_ns === null ? null : seconds(finding.time_ns);
+  return vm === null
     ? `LPI ${finding.intid}`
-    : el("a", { href: href({ lpi: `${finding.vm}:${finding.intid}` }) }, `LPI ${finding.intid}`);
+    : el("a", { href: href({ lpi: `${vm}:${finding.intid}`, t }) }, `LPI ${finding.intid}`);
 }
 
 // The picture of a finding and its records: what is chosen in one is shown in the other.
@@ -299,7 +360,14 @@ function findingPath(finding) {
 }
 
 function evidenceTable(finding, lead) {
-  const first = finding.evidence[0].time_ns;
+  const first = finding.evidence[0].time_ns,
+    vm = vmOf(finding);
+  // A record that is a command is about the LPI of its event, any other about that of the finding.
+  const lpiOf = (row) => {
+    const i = F.commandBySeq?.get(row.seq);
+    const intid = i !== undefined && isKnown(F.commands.intid[i]) ? F.commands.intid[i] : finding.intid;
+    return intid === null ? null : [vm, intid];
+  };
   const flag = (n) =>
     lead
       ? el(
@@ -318,7 +386,7 @@ function evidenceTable(finding, lead) {
     rows: finding.evidence.map((item, at) => ({ ...item, at })),
     columns: [
       { title: "", right: true, cell: (row) => flag(row.at + 1) },
-      { title: "time", right: true, kind: "mono", cell: (row) => timeLink(row.time_ns) },
+      { title: "time", right: true, kind: "mono", cell: (row) => moment(row.time_ns, { lpi: lpiOf(row), room: true }) },
       { title: "since 1", right: true, kind: "mono", cell: (row) => (row.at ? delta(row.time_ns - first) : "") },
       { title: "cpu", right: true, kind: "mono", cell: (row) => String(row.cpu).padStart(3, "0") },
       { title: "event", kind: "mono", cell: (row) => row.event },
@@ -333,6 +401,7 @@ function evidenceTable(finding, lead) {
 }
 
 function subjectTable(finding) {
+  const subjectLpi = (row) => (row.intid === null ? null : [vmOf(finding), row.intid]);
   return [
     small({
       label: `what ${finding.id} hit`,
@@ -340,11 +409,21 @@ function subjectTable(finding) {
       columns: [
         { title: "device", right: true, kind: "mono", cell: (row) => hexa(row.device_id) },
         { title: "event", right: true, kind: "mono", cell: (row) => known(row.event_id) },
-        { title: "LPI", right: true, kind: "mono", cell: (row) => lpiLink(finding.vm ?? 0, row.intid) },
+        { title: "LPI", right: true, kind: "mono", cell: (row) => lpiLink(vmOf(finding) ?? 0, row.intid, row.time_ns) },
         { title: "vCPUs", kind: "mono", cell: (row) => row.vcpus.join(", ") },
         { title: "times", right: true, kind: "mono", cell: (row) => number(row.count) },
-        { title: "first", right: true, kind: "mono", cell: (row) => timeLink(row.time_ns) },
-        { title: "last", right: true, kind: "mono", cell: (row) => timeLink(row.end_ns) },
+        {
+          title: "first",
+          right: true,
+          kind: "mono",
+          cell: (row) => moment(row.time_ns, { lpi: subjectLpi(row), room: true }),
+        },
+        {
+          title: "last",
+          right: true,
+          kind: "mono",
+          cell: (row) => moment(row.end_ns, { lpi: subjectLpi(row), room: true }),
+        },
       ],
     }),
     finding.subjects.length < finding.subjects_total

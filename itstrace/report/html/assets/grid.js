@@ -1,7 +1,7 @@
 // A table of any length: only the rows in view are in the page. Sorted by a click on a title, filtered by a function.
 //
 // columns: {title, right, cell(i) -> content, value(i) -> what to sort by, wide}; `open(i)`: Enter or a click on a row.
-// `note(shown)`: what the line under the table says.
+// `spare`: a column that goes where room is short.
 const ROW = 29;
 const SPARE = 12;
 
@@ -17,7 +17,7 @@ class Grid {
         "th",
         {
           scope: "col",
-          class: `${column.right ? "right" : ""} ${column.wide ? "wide" : ""}`,
+          class: `${column.right ? "right" : ""} ${column.wide ? "wide" : ""} ${column.spare ? "spare" : ""}`,
         },
         column.value ? button(column.title, () => this.sortBy(at), { class: "sort" }) : el("span", {}, column.title),
       ),
@@ -42,7 +42,9 @@ class Grid {
       },
       this.table,
     );
-    if (fit) this.scroller.style.setProperty("max-height", `${(fit + 1) * ROW + 14}px`);
+    // Its own number of rows, or as many as the window has room for.
+    if (fit === "window") this.scroller.classList.add("fills");
+    else if (fit) this.scroller.style.setProperty("max-height", `${(fit + 1) * ROW + 14}px`);
     this.node = el("div", { class: "gridbox" }, this.scroller);
     new ResizeObserver(() => this.draw(true)).observe(this.scroller);
     this.arrange();
@@ -79,7 +81,7 @@ class Grid {
       const [sorted, down] = this.sorted ?? [];
       head.setAttribute("aria-sort", at === sorted ? (down ? "descending" : "ascending") : "none");
     });
-    this.active = Math.min(this.active, rows.length - 1);
+    this.active = Math.min(this.active, rows.length - 1); // -1: none
     this.draw(true);
   }
 
@@ -114,10 +116,12 @@ class Grid {
 
   row(at) {
     const i = this.shown[at];
-    const marks = this.mark?.(i) ?? "";
-    return el(
+    const marks = this.mark?.(i) ?? "",
+      chosen = /\bchosen\b/.test(marks);
+    const row = el(
       "tr",
       {
+        "aria-current": chosen ? "true" : null,
         class: `${marks} ${at === this.active ? "active" : ""} ${this.open ? "opens" : ""}`,
         "aria-rowindex": String(at + 2),
         onclick:
@@ -132,11 +136,16 @@ class Grid {
       this.columns.map((column) =>
         el(
           "td",
-          { class: `${column.right ? "right" : ""} ${column.wide ? "wide" : ""} ${column.kind ?? ""}` },
+          {
+            class: `${column.right ? "right" : ""} ${column.wide ? "wide" : ""} ${column.spare ? "spare" : ""} ${column.kind ?? ""}`,
+          },
           column.cell(i),
         ),
       ),
     );
+    // Signs are stops of the tab key where they show: in the row that one is at.
+    if (!chosen && at !== this.active) for (const sign of row.querySelectorAll("a.sign")) sign.tabIndex = -1;
+    return row;
   }
 
   key(event) {
@@ -152,9 +161,10 @@ class Grid {
     if (event.target !== this.scroller) return;
     if (event.key in steps) {
       event.preventDefault();
+      if (!this.shown.length) return;
       this.active = Math.max(0, Math.min(this.shown.length - 1, this.active + steps[event.key]));
       this.reveal(this.active);
-    } else if (event.key === "Enter" && this.active >= 0 && this.open) {
+    } else if (event.key === "Enter" && this.active in this.shown && this.open) {
       event.preventDefault();
       this.open(this.shown[this.active]);
     }

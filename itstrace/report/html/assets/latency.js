@@ -58,6 +58,7 @@ async function drawLatencies(box) {
       role: "img",
       "aria-label": "map of latencies: the same numbers stand in the table below",
     });
+  followWidth(plot);
   plot.style.setProperty("height", `${90 + drawn.length * 22}px`);
   const grid = new Grid({
     label: "latencies",
@@ -89,12 +90,14 @@ async function drawLatencies(box) {
         cell: (n) => el("span", { title: `${number(list[n][each])} ns` }, duration(list[n][each])),
         value: (n) => list[n][each],
       })),
-      {
-        title: "in ns: p50, p99, max",
-        wide: true,
+      ...["p50", "p99", "max"].map((each) => ({
+        title: `${each}, ns`,
+        right: true,
         kind: "mono",
-        cell: (n) => ["p50", "p99", "max"].map((each) => number(list[n][each])).join("  "),
-      },
+        cell: (n) => number(list[n][each]),
+        value: (n) => list[n][each],
+      })),
+      { title: "", wide: true, cell: () => "" },
     ],
   });
   box.replaceChildren(
@@ -102,7 +105,7 @@ async function drawLatencies(box) {
     plot,
     drawn.length < list.length
       ? el("p", { class: "dim" }, `the ${drawn.length} slowest of ${number(list.length)} drawn; the table has all`)
-      : (null ?? ""),
+      : "",
     grid.node,
   );
   const Plotly = await plotly().catch(() => null);

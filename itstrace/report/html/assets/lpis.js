@@ -2,13 +2,10 @@
 async function viewLpis(main) {
   await frames();
   let chosen = null,
-    sought = null;
+    sought = null,
+    life = null,
+    then = null;
   const L = F.lpis;
-  const shares = (i) =>
-    (L.shares[i] ?? "")
-      .split(" ")
-      .filter(Boolean)
-      .map((part) => part.split(":").map(Number));
   const cellOf = (name) => (i) =>
     el(
       "span",
@@ -46,7 +43,8 @@ async function viewLpis(main) {
               badge(L.worst[i], number(L.findings[i])),
             )
           : "",
-      value: (i) => L.findings[i],
+      // The worst first, then those with most.
+      value: (i) => (L.findings[i] ? (3 - SEVERITIES.indexOf(L.worst[i])) * 1e6 + L.findings[i] : null),
     },
     { title: "MSIs", right: true, kind: "mono", cell: (i) => number(L.injections[i]), value: (i) => L.injections[i] },
     {
@@ -69,14 +67,14 @@ async function viewLpis(main) {
     { title: "moves", right: true, kind: "mono", cell: (i) => number(L.moves[i]), value: (i) => L.moves[i] },
     { title: "vCPU", right: true, kind: "mono", cell: (i) => known(L.target_vcpu[i]), value: (i) => L.target_vcpu[i] },
     { title: "on", cell: (i) => truth(L.enabled[i]), value: (i) => L.enabled[i] },
-    { title: "delivered on", wide: true, cell: (i) => shareBar(shares(i)), value: (i) => L.shares[i] },
+    { title: "delivered on vCPU", wide: true, cell: (i) => shareBar(sharesOf(i)) },
   ];
   const grid = new Grid({
     label: "LPIs",
     columns,
     rows: L.rows,
-    fit: 14,
-    open: (i) => change({ lpi: `${L.vm[i]}:${L.intid[i]}` }),
+    fit: "window",
+    open: (i) => change({ lpi: `${L.vm[i]}:${L.intid[i]}`, t: null }),
     mark: (i) => (`${L.vm[i]}:${L.intid[i]}` === chosen ? "chosen" : ""),
     empty: "no LPI fits",
   });
@@ -111,26 +109,43 @@ async function viewLpis(main) {
         );
         count.textContent = shown === L.rows ? plural(L.rows, "LPI") : `${number(shown)} of ${number(L.rows)} shown`;
       }
-      if (where.lpi === chosen) return;
-      chosen = where.lpi ?? null;
-      const i = F.lpiByKey.get(chosen);
-      detail.replaceChildren(
-        ...(i === undefined
-          ? chosen
-            ? [el("p", { class: "empty" }, `The report holds no LPI ${chosen}.`)]
-            : []
-          : [lifeCard(i)]),
-      );
-      if (i !== undefined) {
-        grid.go(i);
-        if (!main.hidden) detail.scrollIntoView({ block: "nearest" });
-      } else grid.draw(true);
+      if ((where.lpi ?? null) !== chosen) {
+        chosen = where.lpi ?? null;
+        then = null;
+        const i = F.lpiByKey.get(chosen);
+        life = i === undefined ? null : lifeCard(i);
+        detail.replaceChildren(
+          ...(life ? [life.node] : chosen ? [el("p", { class: "empty" }, `The report holds no LPI ${chosen}.`)] : []),
+        );
+        if (life) {
+          grid.go(i);
+          if (!main.hidden) detail.scrollIntoView({ block: "nearest" });
+        } else grid.draw(true);
+      }
+      if (life && (where.t ?? null) !== then) {
+        then = where.t ?? null;
+        life.at(then);
+      }
     },
   };
 }
 
-// On which vCPUs: a bar, and the numbers.
-function shareBar(shares) {
+// On which vCPUs an LPI was delivered, and how often: [[vcpu, count]], by vCPU.
+function sharesOf(i) {
+  return (F.lpis.shares[i] ?? "")
+    .split(" ")
+    .filter(Boolean)
+    .map((part) => part.split(":").map(Number));
+}
+
+// The same as the terminal says it: the most first.
+function shareWords(shares) {
+  const most = [...shares].sort(([a, m], [b, n]) => n - m || a - b);
+  return listed(most.map(([vcpu, count]) => `vCPU ${vcpu} (${number(count)})`));
+}
+
+// On which vCPUs: a bar, and the numbers; `words`: as the terminal says it.
+function shareBar(shares, words = null) {
   const total = shares.reduce((sum, [, count]) => sum + count, 0);
   if (!total) return "";
   return el(
@@ -143,8 +158,28 @@ function shareBar(shares) {
         title: `vCPU ${vcpu}: ${number(count)} of ${number(total)}`,
       }),
     ),
-    el("span", { class: "num" }, shares.map(([vcpu, count]) => `${vcpu}: ${number(count)}`).join("  ")),
+    words ?? el("span", { class: "num" }, shares.map(([vcpu, count]) => `${vcpu}: ${number(count)}`).join("  ")),
   );
+}
+
+// What became of its MSIs, in the words of itstrace/report/story.py.
+function outcomesOf(vm, intid) {
+  const M = F.msis,
+    counts = new Map(),
+    lost = [];
+  for (const k of rowsOf("msis", vm, intid)) {
+    const outcome = M.outcome[k] ?? "unknown";
+    counts.set(outcome, (counts.get(outcome) ?? 0) + 1);
+    if (outcome === "unknown") lost.push(isKnown(M.filled_seq[k]));
+  }
+  const why = [
+    lost.includes(true) && "in a list register that was not seen read back",
+    lost.includes(false) && "its result or its queueing was not recorded",
+  ].filter(Boolean);
+  return [...counts]
+    .sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1))
+    .map(([name, count]) => `${number(count)} ${name}${name === "unknown" ? ` (${why.join(" or ")})` : ""}`)
+    .join(", ");
 }
 
 function lifeCard(i) {
@@ -152,9 +187,8 @@ function lifeCard(i) {
     vm = L.vm[i],
     intid = L.intid[i];
   const steps = story(vm, intid);
-  const outcomes = new Map();
-  for (const k of rowsOf("msis", vm, intid))
-    outcomes.set(F.msis.outcome[k] ?? "unknown", (outcomes.get(F.msis.outcome[k] ?? "unknown") ?? 0) + 1);
+  const outcomes = outcomesOf(vm, intid),
+    shares = sharesOf(i);
   const timed = steps.filter((step) => isKnown(step.time));
   // Where not all is kept, the first stretch in which the LPI was seen at work.
   const worked = REPORT.single.whole ? undefined : timed.find((step) => step.kind === "fill" || step.kind === "msi");
@@ -165,13 +199,15 @@ function lifeCard(i) {
     to = worked ? REPORT.single.to_ns[kept] : timed.length ? timed.at(-1).time : SPAN;
   const room = Math.max((to - from) * 0.02, 1e4);
   const kinds = [...new Set(steps.map((step) => step.kind))];
+  const marked = new Set(),
+    told = el("p", { class: "told-now", role: "status" });
   const grid = new Grid({
     label: `life of LPI ${intid}`,
     rows: steps.length,
     fit: 18,
-    mark: (k) => `step-${steps[k].kind} ${steps[k].severity ?? ""}`,
+    mark: (k) => `step-${steps[k].kind} ${steps[k].severity ?? ""} ${marked.has(k) ? "chosen" : ""}`,
     columns: [
-      { title: "time", right: true, kind: "mono", cell: (k) => timeLink(steps[k].time) },
+      { title: "time", right: true, kind: "mono", cell: (k) => moment(steps[k].time, { lpi: [vm, intid] }) },
       {
         title: "since",
         right: true,
@@ -211,7 +247,28 @@ function lifeCard(i) {
       ),
   );
   const several = REPORT.vms.length > 1 ? ` --vm ${vm}` : "";
-  return el(
+  // Go to a moment (what the address says of it; null: none): the last step until then is marked.
+  const at = (text) => {
+    const offset = text === null ? null : parseTime(text);
+    marked.clear();
+    const last = offset === null ? -1 : steps.findLastIndex((step) => isKnown(step.time) && step.time <= offset);
+    steps.forEach((step, k) => last >= 0 && step.time === steps[last].time && marked.add(k));
+    told.textContent =
+      text === null
+        ? ""
+        : offset === null
+          ? noTime(text)
+          : last < 0
+            ? `Nothing is known of it at ${seconds(offset)} or before.`
+            : offset - steps[last].time < 1000
+              ? `At ${seconds(steps[last].time)}: step ${number(last + 1)} of ${number(steps.length)}, marked.`
+              : `Nothing of it at ${seconds(offset)}. What came last, ${duration(offset - steps[last].time)} before, is marked.`;
+    grid.draw(true);
+    if (last < 0) return;
+    grid.go(last);
+    grid.scroller.scrollIntoView({ block: "nearest" });
+  };
+  const node = el(
     "article",
     { class: "card", "aria-label": `LPI ${intid}` },
     el(
@@ -221,28 +278,17 @@ function lifeCard(i) {
       el(
         "span",
         {},
-        el("a", { class: "permalink", href: href({ lpi: `${vm}:${intid}` }) }, "permalink"),
+        linkButton({ lpi: `${vm}:${intid}` }, `LPI ${intid}`),
         " ",
-        button("close", () => change({ lpi: null })),
+        button("close", () => change({ lpi: null, t: null })),
       ),
     ),
     facts([
-      [
-        "MSIs",
-        [
-          `${number(L.injections[i])}`,
-          REPORT.single.whole && outcomes.size
-            ? `: ${[...outcomes]
-                .sort((a, b) => b[1] - a[1])
-                .map(([name, count]) => `${number(count)} ${name}`)
-                .join(", ")}`
-            : "",
-        ],
-      ],
+      ["MSIs", [`${number(L.injections[i])}`, REPORT.single.whole && outcomes ? `: ${outcomes}` : ""]],
       ["event", isKnown(L.device_id[i]) ? `device ${hexa(L.device_id[i])}, event ${known(L.event_id[i])}` : null],
       [
         "delivered on",
-        L.shares[i] ? shareBar(L.shares[i].split(" ").map((part) => part.split(":").map(Number))) : null,
+        shares.length ? shareBar(shares, el("span", { class: "sharewords" }, shareWords(shares))) : null,
       ],
       [
         "MSI to list register",
@@ -262,6 +308,7 @@ function lifeCard(i) {
       : null,
     el("h3", {}, `Its life in ${plural(steps.length, "step")}`),
     pick.node,
+    told,
     grid.node,
     REPORT.single.whole
       ? null
@@ -272,4 +319,5 @@ function lifeCard(i) {
           shell(`itstrace lpi ${REPORT.file} ${intid}${several}`),
         ),
   );
+  return { node, at };
 }

@@ -13,6 +13,12 @@ const made = new Map();
 const main = document.getElementById("main");
 const nav = document.getElementById("views");
 
+// The capture in few words: of a file that is called as they all are, the folder too.
+function captureName() {
+  const parts = REPORT.capture.path.split("/");
+  return parts.slice(/^(trace|perf|capture)(\.|$)/.test(parts.at(-1)) ? -2 : -1).join("/");
+}
+
 // Views take time to make; whoever goes elsewhere meanwhile is not called back.
 async function show() {
   const { view } = route();
@@ -20,7 +26,9 @@ async function show() {
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  const left = [...made].find(([, { section }]) => !section.hidden)?.[0];
   for (const [name, { section }] of made) section.hidden = name !== view;
+  if (left !== view) scrollTo(0, 0);
   if (!made.has(view)) {
     const section = el("section", { class: `view ${view}`, id: `view-${view}` });
     main.append(section);
@@ -30,8 +38,9 @@ async function show() {
   const where = route();
   if (where.view !== view) return;
   made.get(view).does = does;
-  document.title = `${plain(VIEWS.find(([name]) => name === view)[1])} \u00b7 ${plain(REPORT.capture.path.split("/").at(-1))} \u00b7 itstrace`;
+  document.title = `${plain(VIEWS.find(([name]) => name === view)[1])} \u00b7 ${plain(captureName())} \u00b7 itstrace`;
   await does.update?.(where);
+  places.settle();
   document.documentElement.dataset.ready = location.hash || "#";
 }
 
@@ -61,7 +70,7 @@ const KEYS = [
   ["/", "search in this section"],
   ["j, k", "next, previous finding; change of the tables"],
   ["+, \u2212, \u2190, \u2192, 0", "zoom and move a timeline that has the focus"],
-  ["\u2191, \u2193, Enter", "rows of a table that has the focus"],
+  ["\u2191, \u2193, Enter", "rows of a table, or findings of the list, that has the focus"],
   ["d", "light or dark"],
   ["?", "this help"],
 ];
@@ -80,7 +89,7 @@ const help = el(
 
 for (const [name, title] of VIEWS) nav.append(el("a", { href: href({ view: name }), "data-view": name }, title));
 document.getElementById("tools").append(
-  el("span", { class: "file mono", title: REPORT.capture.path }, REPORT.capture.path.split("/").at(-1)),
+  el("span", { class: "file mono", title: REPORT.capture.path }, captureName()),
   button("\u25d0", () => theme(isDark() ? "light" : "dark"), {
     "aria-label": "light or dark",
     title: "light or dark (d)",
@@ -145,7 +154,11 @@ addEventListener("beforeprint", () => {
 // For whoever opens the console: the data of the page, and the functions that read it.
 globalThis.itstrace = Object.freeze({ report: REPORT, frames, story, seconds, duration, parseTime, fieldsOf });
 
-addEventListener("hashchange", show);
+addEventListener("hashchange", () => {
+  places.arrive();
+  show();
+});
+places.start();
 theme();
 // The verdict is drawn first; then everything is unpacked, so that all else, paper included, finds it there.
 show()

@@ -25,9 +25,24 @@ function plotly() {
   return plotting;
 }
 
+// A plot follows the width of its place, which changes without the window: the page grows a bar.
+function followWidth(plot) {
+  let width = plot.clientWidth;
+  new ResizeObserver(() => {
+    if (plot.clientWidth === width || !plot.clientWidth) return;
+    width = plot.clientWidth;
+    if (plot.data) globalThis.Plotly.Plots.resize(plot);
+  }).observe(plot);
+}
+
 // plotly.js reads some markup in texts: what comes from the capture must not be any.
 const escaped = (text) => plain(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+// Ink that can be read on a colour, #rrggbb.
+function inkOn(paint) {
+  const [r, g, b] = [1, 3, 5].map((at) => parseInt(paint.slice(at, at + 2), 16) / 255);
+  return 0.2126 * r ** 2.2 + 0.7152 * g ** 2.2 + 0.0722 * b ** 2.2 > 0.18 ? "#14171b" : "#ffffff";
+}
 const lpiColour = (intid) => colour(`v${intid % 6}`);
 
 function plotLayout(more) {

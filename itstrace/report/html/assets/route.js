@@ -34,7 +34,7 @@ function go(params, { replace = false } = {}) {
   const target = href(params);
   if (target === location.hash) return;
   if (replace) {
-    history.replaceState(null, "", target);
+    history.replaceState(history.state, "", target);
     dispatchEvent(new Event("hashchange"));
   } else location.hash = target;
 }

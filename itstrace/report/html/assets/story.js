@@ -42,6 +42,18 @@ function story(vm, intid) {
   return stories.get(key);
 }
 
+// A move, row i of the retargets. Not every kernel's event says to which vCPU.
+function moveWords(i) {
+  const R = F.retargets,
+    G = F.targets;
+  if (isKnown(R.vcpu[i])) return `KVM gives it to vCPU ${R.vcpu[i]}`;
+  const now = rowsOf("targets", R.vm[i], R.intid[i])
+    .filter((k) => !(G.from_seq[k] > R.seq[i]) && !(G.to_seq[k] <= R.seq[i]) && isKnown(G.target_vcpu[k]))
+    .at(-1);
+  const model = now === undefined ? "" : ` (vCPU ${G.target_vcpu[now]} by the model)`;
+  return `KVM moves it; to which vCPU this kernel's event does not say${model}`;
+}
+
 function lifeOf(vm, intid) {
   const steps = [];
   const put = (seq, time, cpu, kind, text, more = {}) =>
@@ -194,8 +206,7 @@ function lifeOf(vm, intid) {
     );
   }
   const R = F.retargets;
-  for (const i of rowsOf("retargets", vm, intid))
-    put(R.seq[i], R.time_ns[i], R.cpu[i], "retarget", `KVM gives it to vCPU ${known(R.vcpu[i])}`);
+  for (const i of rowsOf("retargets", vm, intid)) put(R.seq[i], R.time_ns[i], R.cpu[i], "retarget", moveWords(i));
   // Each finding where it first hit this LPI: alone, or among others. `told` are all other steps.
   const told = [...steps];
   for (const finding of REPORT.findings) {

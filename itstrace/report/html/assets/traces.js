@@ -1,22 +1,32 @@
 // What a stretch of the timeline draws: single events where the page keeps them and they are few, else bins.
-// A stretch: {from, until, only (an LPI, or null), lanes: [{vm, vcpu, name}], width (of the plot, in pixels)}.
+// A stretch: {from, until, only (an LPI, {vm, intid}; null: all), lanes: [{vm, vcpu, name}], width (of the plot, in
+// pixels)}.
 const SINGLE_MOST = 3000;
 const FINDINGS_MOST = 300;
 const NOTES_MOST = 400;
+const GAPS_MOST = 400;
+const LABEL = 44; // the room of an opcode's name, in pixels
 
 // Plots count seconds from the origin; their words are exact.
 const plotted = (offset) => offset / 1e9;
 
-// {found: traces, single: whether they are single events, level: which level of detail that is, in words}
+// {found: traces, single: whether they are single events, level: which level of detail that is, in words, most: how
+// high the bars of MSIs and of commands are, lpis: which are drawn}
 function tracesOf(stretch) {
   const rows = singleRows(stretch);
   const lanes = rows === null ? binTraces(stretch) : singleTraces(stretch, rows);
   return {
-    found: [...lanes.found, findingTrace(stretch), noteTrace(stretch)],
+    found: [...gapTraces(stretch, lanes.most), ...lanes.found, findingTrace(stretch), noteTrace(stretch)],
     single: rows !== null,
     level: lanes.level,
+    most: lanes.most,
+    lpis: rows === null ? [] : lpisOf(rows),
   };
 }
+
+// Whether a row is of the LPI that alone is asked for; of one whose VM is not told, in any.
+const isOnly = ({ only }, T) =>
+  only === null ? null : (i) => T.intid[i] === only.intid && (only.vm === null || T.vm[i] === only.vm);
 
 // Rows of a frame that lie in view, at most one more than may be drawn.
 function rowsInView({ from, until }, T, begin, end, keep = null) {
@@ -31,16 +41,23 @@ function rowsInView({ from, until }, T, begin, end, keep = null) {
 
 // The single events of a stretch by frame; null where they are not kept, or too many.
 function singleRows(stretch) {
-  const { from, until, only } = stretch;
-  if (!inDetail(from, until)) return null;
-  const mine = (T) => (only === null ? null : (i) => T.intid[i] === only);
+  if (!inDetail(stretch.from, stretch.until)) return null;
   const rows = {
-    msis: rowsInView(stretch, F.msis, "time_ns", null, mine(F.msis)),
-    commands: rowsInView(stretch, F.commands, "time_ns", null),
-    fills: rowsInView(stretch, F.fills, "time_ns", "end_ns", mine(F.fills)),
+    msis: rowsInView(stretch, F.msis, "time_ns", null, isOnly(stretch, F.msis)),
+    commands: rowsInView(stretch, F.commands, "time_ns", null, isOnly(stretch, F.commands)),
+    fills: rowsInView(stretch, F.fills, "time_ns", "end_ns", isOnly(stretch, F.fills)),
     runs: rowsInView(stretch, F.runs, "enter_ns", "exit_ns"),
   };
   return Object.values(rows).reduce((sum, each) => sum + each.length, 0) <= SINGLE_MOST ? rows : null;
+}
+
+// The LPIs of MSIs and list registers in view, in order: [[vm, intid]].
+function lpisOf({ msis, fills }) {
+  const found = new Map();
+  const put = (T, i) => isKnown(T.intid[i]) && found.set(`${T.vm[i]}:${T.intid[i]}`, [T.vm[i], T.intid[i]]);
+  for (const i of msis) put(F.msis, i);
+  for (const i of fills) put(F.fills, i);
+  return [...found.values()].sort(([a, m], [b, n]) => a - b || m - n);
 }
 
 const pixelsOf = ({ from, until, width }, a, b) =>
@@ -75,8 +92,14 @@ function singleTraces(stretch, rows) {
       runTrace(stretch, ran, laneOf),
       fillTrace(stretch, held, laneOf),
     ],
-    level: `single events: ${plural(rows.msis.length, "MSI")}, ${plural(rows.commands.length, "command")}, ${plural(rows.fills.length, "list register fill")}`,
+    most: [1.6, 1.35],
+    level: `single events: ${plural(rows.msis.length, "MSI")}${rateWords(stretch, rows.msis.length)}, ${plural(rows.commands.length, "command")}, ${plural(rows.fills.length, "list register fill")}`,
   };
+}
+
+function rateWords({ from, until }, count) {
+  const rate = count / plotted(until - from);
+  return count > 1 ? ` (${number(Number(rate.toPrecision(2)))} per second)` : "";
 }
 
 function msiTrace(rows) {
@@ -115,14 +138,17 @@ function commandTrace(stretch, rows) {
     y: rows.map(() => 0.35),
     yaxis: "y2",
     hoverinfo: "text",
-    textposition: "top center",
+    textposition: rows.map((i) => {
+      const at = pixelsOf(stretch, stretch.from, C.time_ns[i]);
+      return at < LABEL / 2 ? "top right" : at > stretch.width - LABEL / 2 ? "top left" : "top center";
+    }),
     textfont: { size: 10, color: colour("dim") },
     marker: {
       size: 10,
       symbol: rows.map((i) => (C.verdict[i] === "ok" ? "line-ns" : "x-thin")),
       line: { width: 2, color: rows.map((i) => colour(C.verdict[i] === "ok" ? "cmd" : "error")) },
     },
-    text: apart(stretch, rows, (i) => C.time_ns[i], 44).map((i) => (i === null ? "" : (C.opcode[i] ?? "?"))),
+    text: apart(stretch, rows, (i) => C.time_ns[i], LABEL).map((i) => (i === null ? "" : (C.opcode[i] ?? "?"))),
     hovertext: rows.map((i) => `${C.text[i] ?? "?"}${verdictWords(i)}<br>${seconds(C.time_ns[i])}`),
     customdata: rows.map((i) => ({ kind: "command", i })),
   };
@@ -170,7 +196,7 @@ function fillTrace(stretch, rows, laneOf) {
     textposition: "inside",
     insidetextanchor: "start",
     textangle: 0,
-    textfont: { size: 11, color: colour("flagtext") },
+    textfont: { size: 11, color: rows.map((i) => inkOn(lpiColour(L.intid[i]))) },
     hovertext: rows.map(words),
     customdata: rows.map((i) => ({ kind: "fill", i })),
   });
@@ -236,8 +262,10 @@ function binTraces(stretch) {
   const kept = REPORT.single.whole
     ? "zoom in for single events"
     : "single events are kept where the axis is marked: zoom in there";
+  const highest = (values) => Math.max(...values, 1e-9) * 1.08;
   return {
     found: [msis, commands, ...vcpus],
+    most: [highest(msis.y), highest(commands.y)],
     level: `level ${n + 1} of ${REPORT.bins.length + 1}: bins of ${duration(width)}; ${kept}${only === null ? "" : "; bins are of all LPIs"}`,
   };
 }
@@ -279,12 +307,58 @@ function shareTrace(V, rows, lane, width, name, paint, opacity) {
   };
 }
 
-// --- what stands above both
+// --- what stands above both, and what lies below
+
+// Where records were lost: hatched through all rows of the plot. [the highest of the MSIs' axis, of the commands']
+function gapTraces({ from, until, lanes }, [msis, commands]) {
+  const G = F.gaps,
+    rows = [];
+  const begin = (i) => (isKnown(G.from_ns[i]) ? G.from_ns[i] : 0),
+    end = (i) => Math.max(isKnown(G.to_ns[i]) ? G.to_ns[i] : SPAN, begin(i) + (until - from) / 800);
+  for (let i = 0; i < G.rows && rows.length < GAPS_MOST; i++) if (end(i) >= from && begin(i) <= until) rows.push(i);
+  const a = rows.map((i) => Math.max(begin(i), from)),
+    b = rows.map((i) => Math.min(end(i), until));
+  const words = (i) =>
+    `${isKnown(G.lost[i]) ? plural(G.lost[i], "record") : "records"} lost on CPU ${known(G.cpu[i])}<br>${seconds(G.from_ns[i])} to ${seconds(G.to_ns[i])}`;
+  return [
+    ["y4", -0.7, 2.7],
+    ["y", -0.6, msis],
+    ["y2", 0, commands],
+    ["y3", -0.5, lanes.length - 0.5],
+  ].map(([yaxis, low, high]) => ({
+    type: "bar",
+    yaxis,
+    x: rows.map((_, n) => plotted((a[n] + b[n]) / 2)),
+    width: rows.map((_, n) => plotted(b[n] - a[n])),
+    base: low,
+    y: rows.map(() => high - low),
+    marker: {
+      color: colour("warning-soft"),
+      pattern: {
+        shape: "/",
+        size: 7,
+        solidity: 0.25,
+        fillmode: "replace",
+        fgcolor: colour("warning"),
+        bgcolor: colour("warning-soft"),
+      },
+    },
+    opacity: 0.75,
+    // In the lanes it would hide what other CPUs recorded meanwhile.
+    hoverinfo: yaxis === "y3" ? "skip" : "text",
+    hovertext: rows.map(words),
+    textposition: "none",
+    customdata: rows.map((i, n) => ({ kind: "gap", i, from: a[n], to: b[n] })),
+  }));
+}
 
 function findingTrace({ from, until, only }) {
   const symbols = { error: "diamond", warning: "triangle-up", note: "circle" },
     height = { error: 2, warning: 1, note: 0 };
-  const concerns = (one) => only === null || [one, ...one.subjects].some((subject) => subject.intid === only);
+  const concerns = (one) =>
+    only === null ||
+    ([one, ...one.subjects].some((subject) => subject.intid === only.intid) &&
+      (only.vm === null || one.vm === null || one.vm === only.vm));
   const near = REPORT.findings
     .filter((one) => one.time_ns !== null && one.time_ns >= from && one.time_ns <= until && concerns(one))
     .slice(0, FINDINGS_MOST);
