@@ -23,8 +23,12 @@ function captureName() {
 async function show() {
   const { view } = route();
   for (const link of nav.children) {
-    if (link.dataset.view === view) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
+    if (link.dataset.view !== view) link.removeAttribute("aria-current");
+    else {
+      link.setAttribute("aria-current", "page");
+      // In a narrow window the sections stand in a row that scrolls.
+      nav.scrollLeft = Math.max(0, link.offsetLeft - nav.offsetLeft - nav.clientWidth / 3);
+    }
   }
   const left = [...made].find(([, { section }]) => !section.hidden)?.[0];
   for (const [name, { section }] of made) section.hidden = name !== view;
@@ -129,27 +133,49 @@ addEventListener("keydown", (event) => {
   else does?.keys?.[event.key]?.(event);
 });
 
-// On paper: the verdict, every finding whole, coverage. Without frames there are no pictures, so they come first.
+// On paper: the verdict, every finding whole, coverage; of a section that is a table or a plot, what it shows; and only
+// the finding that the address names, if it names one. Without frames there are no pictures, so they come first.
 const PRINTED = 40;
+const PAPER_PX = 660;
+const AS_SEEN = new Set(["timeline", "tables", "lpis", "commands"]);
 async function printable() {
   await frames();
-  if (document.getElementById("paper")) return;
-  const paper = el("div", { id: "paper" });
-  viewVerdict(paper);
-  paper.append(
-    el("h2", {}, "Findings"),
-    ...inStories(REPORT.findings)
-      .slice(0, PRINTED)
-      .map(([finding]) => findingCard(finding)),
-  );
-  if (REPORT.findings.length > PRINTED)
-    paper.append(el("p", {}, `${PRINTED} of ${number(REPORT.findings.length)} findings printed`));
-  viewCoverage(paper);
-  document.body.append(paper);
+  document.getElementById("paper")?.remove();
+  const { view, finding: id } = route();
+  document.documentElement.toggleAttribute("data-print-as-seen", AS_SEEN.has(view));
+  if (AS_SEEN.has(view)) {
+    // Plots are drawn for the window: on paper they are made as small as it takes.
+    const width = main.clientWidth || PAPER_PX;
+    document.documentElement.style.setProperty("--printed", String(Math.min(1, PAPER_PX / width)));
+    return;
+  }
+  const one = view === "findings" ? F.findingById.get(id) : undefined;
+  document.body.append(el("div", { id: "paper" }, one ? [paperHead(), findingCard(one)] : paperWhole()));
 }
-addEventListener("beforeprint", () => {
-  printable();
-});
+
+function paperWhole() {
+  const verdict = el("div"),
+    coverage = el("div");
+  viewVerdict(verdict);
+  viewCoverage(coverage);
+  const printed = inStories(REPORT.findings).slice(0, PRINTED);
+  return [
+    verdict,
+    printed.length ? el("h2", {}, "Findings") : null,
+    printed.map(([finding]) => findingCard(finding)),
+    REPORT.findings.length > PRINTED
+      ? el("p", {}, `${PRINTED} of ${number(REPORT.findings.length)} findings printed`)
+      : null,
+    coverage,
+  ];
+}
+
+// Of what a finding that is printed alone was found in.
+function paperHead() {
+  const said = REPORT.facts.filter(([label]) => ["file", "kernel", "time"].includes(label));
+  return el("div", {}, el("p", { class: "dim" }, `itstrace ${REPORT.version}`), facts(said));
+}
+addEventListener("beforeprint", printable);
 
 // For whoever opens the console: the data of the page, and the functions that read it.
 globalThis.itstrace = Object.freeze({ report: REPORT, frames, story, seconds, duration, parseTime, fieldsOf });

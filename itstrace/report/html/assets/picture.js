@@ -347,7 +347,7 @@ function moments(vm, from, to) {
       seq: R.seq[i],
       time: R.time_ns[i],
       kind: "retarget",
-      text: `KVM gives LPI ${R.intid[i]} to vCPU ${known(R.vcpu[i])}`,
+      text: `LPI ${R.intid[i]}: ${moveWords(i)}`,
     });
   for (const i of inside("vm_events"))
     if (V.what[i] in SWITCHES)
