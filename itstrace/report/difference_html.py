@@ -333,12 +333,9 @@ def _text(text: str) -> str:
 
 @cache
 def _style() -> str:
-    """The colours and type of the report, which style.css begins with, and the page's own rules."""
+    """What the report and this page have in common, and the page's own rules."""
     assets = files("itstrace.report.html") / "assets"
-    colours, rest = (assets / "style.css").read_text(encoding="utf-8").split("\n* {", 1)
-    assert "--paper" in colours
-    assert "--paper:" not in rest
-    return f"{colours}\n{(assets / 'difference.css').read_text(encoding='utf-8')}"
+    return "\n".join((assets / name).read_text(encoding="utf-8") for name in ("base.css", "difference.css"))
 
 
 def _policy() -> str:

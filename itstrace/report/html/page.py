@@ -102,7 +102,7 @@ def page(
         header = _json(packed.header)
         blocks.append(f'<script type="application/json" id="frame-{name}-header">{header}</script>')
         blocks.append(f'<script type="text/plain" id="frame-{name}">{packed.base64}</script>')
-    style, script, plotly = asset("style.css"), _script(), plotly_js()
+    style, script, plotly = asset("base.css") + asset("style.css"), _script(), plotly_js()
     known = f' data-styles="{" ".join(_own_styles(plotly))}"'
     beside: dict[str, bytes] = {}
     if assets is Assets.DIRECTORY:

@@ -451,7 +451,9 @@ def test_paper_holds_the_one_finding_that_the_address_names(browser: Browser) ->
     browser.run("dispatchEvent(new Event('beforeprint'))")
     browser.wait("return document.getElementById('paper')")
 
-    names = browser.run("return [...document.querySelectorAll('#paper article.finding')].map(one => one.ariaLabel)")
+    names = browser.run(
+        "return [...document.querySelectorAll('#paper article.finding')].map(one => one.ariaLabel)"
+    )
     assert names == ["ITS106 duplicate-lpi"]
     assert "7.3.4" in browser.run("return document.querySelector('#paper').textContent")
 

@@ -140,7 +140,7 @@ def test_plotly_is_never_imported(tmp_path: Path, *, wanted: bool) -> None:
 def test_the_parts_are_in_the_wheel() -> None:
     from itstrace.report.html.page import SCRIPTS, asset  # noqa: PLC0415  only here
 
-    assert all(asset(name).strip() for name in (*SCRIPTS, "page.html", "style.css"))
+    assert all(asset(name).strip() for name in (*SCRIPTS, "page.html", "base.css", "style.css"))
     for name in SCRIPTS:
         assert "innerHTML" not in asset(name)
         assert "insertAdjacentHTML" not in asset(name)

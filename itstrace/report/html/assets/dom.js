@@ -123,6 +123,34 @@ function copySelected(text) {
   held.remove();
 }
 
+// What zooms and moves a stretch of time, by buttons and by the keys of a box that has the focus.
+function zoomButtons({ zoom, move, reset }) {
+  return el(
+    "span",
+    { class: "buttons" },
+    button("\u2212", () => zoom(2), { "aria-label": "zoom out" }),
+    button("+", () => zoom(0.5), { "aria-label": "zoom in" }),
+    button("\u2190", () => move(-0.25), { "aria-label": "earlier" }),
+    button("\u2192", () => move(0.25), { "aria-label": "later" }),
+    button("all", reset),
+  );
+}
+
+function zoomKey(event, { zoom, move, reset }) {
+  const does = {
+    "+": () => zoom(0.5),
+    "=": () => zoom(0.5),
+    "-": () => zoom(2),
+    ArrowLeft: () => move(-0.25),
+    ArrowRight: () => move(0.25),
+    0: reset,
+  }[event.key];
+  if (!does || event.ctrlKey || event.metaKey) return;
+  event.preventDefault();
+  event.stopPropagation();
+  does();
+}
+
 // A command line that can be copied.
 function shell(line) {
   const copy = copyButton("copy", () => line, `copy: ${line}`);

@@ -42,7 +42,7 @@ function explorer({ vm, scenes, marks = [], compact = false, keyed = false, onma
     tabindex: "0",
     role: "group",
     "aria-label": "timeline: + and - zoom, arrows move, 0 shows all; drag to zoom in, double-click to zoom out",
-    onkeydown: (event) => key(event),
+    onkeydown: (event) => zoomKey(event, steer),
     ondblclick: () => zoom(4),
   });
   const says = el("span", { class: "dim mono" }),
@@ -124,6 +124,7 @@ function explorer({ vm, scenes, marks = [], compact = false, keyed = false, onma
     around(widest[0] + span * share, 0, span);
   };
   const reset = () => scene && show(scene.parts);
+  const steer = { zoom, move, reset };
   const stage = (next) => {
     scene = next;
     for (const [at, each] of [...choice.children].entries())
@@ -132,20 +133,6 @@ function explorer({ vm, scenes, marks = [], compact = false, keyed = false, onma
     onscene?.(scene);
     list?.fill(scene);
     reset();
-  };
-  const key = (event) => {
-    const does = {
-      "+": () => zoom(0.5),
-      "=": () => zoom(0.5),
-      "-": () => zoom(2),
-      ArrowLeft: () => move(-0.25),
-      ArrowRight: () => move(0.25),
-      0: reset,
-    }[event.key];
-    if (!does || event.ctrlKey || event.metaKey) return;
-    event.preventDefault();
-    event.stopPropagation();
-    does();
   };
 
   // A record is chosen: it is brought into the picture, and whoever shows it elsewhere is told.
@@ -186,23 +173,7 @@ function explorer({ vm, scenes, marks = [], compact = false, keyed = false, onma
     "figure",
     { class: `explorer ${compact ? "compact" : ""}` },
     box,
-    el(
-      "figcaption",
-      {},
-      el(
-        "span",
-        { class: "buttons" },
-        button("\u2212", () => zoom(2), { "aria-label": "zoom out" }),
-        button("+", () => zoom(0.5), { "aria-label": "zoom in" }),
-        button("\u2190", () => move(-0.25), { "aria-label": "earlier" }),
-        button("\u2192", () => move(0.25), { "aria-label": "later" }),
-        button("all", reset),
-      ),
-      choice,
-      says,
-      sceneSays,
-      legend,
-    ),
+    el("figcaption", {}, zoomButtons(steer), choice, says, sceneSays, legend),
     list?.node,
   );
   frames().then(() => {

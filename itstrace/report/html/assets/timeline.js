@@ -36,7 +36,7 @@ async function viewTimeline(main) {
     tabindex: "0",
     role: "group",
     "aria-label": "timeline: + and - zoom, arrows move, 0 shows all",
-    onkeydown: (event) => key(event),
+    onkeydown: (event) => zoomKey(event, steer),
   });
   const told = el("span", { class: "dim mono" }),
     level = el("span", { class: "level" }),
@@ -55,6 +55,11 @@ async function viewTimeline(main) {
   const latencyBox = el("section", { class: "card", id: "latency" });
   const kinds = ["msis", "queueings", "fills", "retargets", "configs", "runs"].map((name) => REPORT.kept[name]);
   const sums = [0, 1].map((at) => kinds.reduce((sum, each) => sum + each[at], 0));
+  const steer = {
+    zoom: (factor) => zoom(factor),
+    move: (share) => move(share),
+    reset: () => to(0, SPAN),
+  };
   main.append(
     heading("Timeline", level),
     notice,
@@ -66,21 +71,7 @@ async function viewTimeline(main) {
     el(
       "div",
       { class: "card" },
-      el(
-        "div",
-        { class: "plotbar" },
-        bar.node,
-        el(
-          "span",
-          { class: "buttons" },
-          button("\u2212", () => zoom(2), { "aria-label": "zoom out" }),
-          button("+", () => zoom(0.5), { "aria-label": "zoom in" }),
-          button("\u2190", () => move(-0.25), { "aria-label": "earlier" }),
-          button("\u2192", () => move(0.25), { "aria-label": "later" }),
-          button("all", () => to(0, SPAN)),
-        ),
-        told,
-      ),
+      el("div", { class: "plotbar" }, bar.node, zoomButtons(steer), told),
       plot,
       picked,
       el(
@@ -140,20 +131,6 @@ async function viewTimeline(main) {
   const move = (share) => {
     const by = (until - from) * share;
     to(from + by, until + by);
-  };
-  const key = (event) => {
-    const does = {
-      "+": () => zoom(0.5),
-      "=": () => zoom(0.5),
-      "-": () => zoom(2),
-      ArrowLeft: () => move(-0.25),
-      ArrowRight: () => move(0.25),
-      0: () => to(0, SPAN),
-    }[event.key];
-    if (!does || event.ctrlKey || event.metaKey) return;
-    event.preventDefault();
-    event.stopPropagation();
-    does();
   };
   async function draw() {
     try {
