@@ -167,7 +167,7 @@ function explorer({ vm, scenes, marks = [], compact = false, keyed = false, onma
     },
   });
   new ResizeObserver(() => box.clientWidth !== width && draw()).observe(box);
-  const place = sizesOf(vm, marks.length, compact, 900);
+  const place = sizesOf(vm, marks.length, compact);
   box.style.setProperty("min-height", `${place.height + 2}px`);
   const node = el(
     "figure",

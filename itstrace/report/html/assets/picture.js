@@ -9,7 +9,7 @@ const AXIS = 30;
 const CHAR = 6.2;
 
 // Sizes that depend on no event: the place of a picture is kept free before its data are unpacked.
-function sizesOf(vm, marked, compact, width) {
+function sizesOf(vm, marked, compact) {
   const machine = REPORT.vms.find((each) => each.vm === vm);
   const vcpus = machine ? machine.vcpus.slice(0, MOST_LANES) : [];
   const lane = compact ? 42 : LANE,
@@ -39,7 +39,7 @@ function picture({
   chosen = null,
   onmark = () => {},
 }) {
-  const sizes = sizesOf(vm, marks.length, compact, width);
+  const sizes = sizesOf(vm, marks.length, compact);
   const scale = scaleOf(parts, sizes.left, width - 10);
   const drawing = {
     vm,
