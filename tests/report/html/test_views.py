@@ -400,3 +400,30 @@ def test_latencies_are_told_to_the_nanosecond_in_columns_of_their_own(browser: B
     assert set(browser.run(script)) == {"right"}
     for row in browser.rows("#latency .gridbox"):
         assert [duration(int(cell.replace(",", ""))) for cell in row[5:8]] == row[2:5]
+
+
+@pytest.mark.parametrize(
+    ("place", "view", "button"),
+    [
+        ("lpi=0:8193", "lpis", "close"),
+        ("lpi=0:8193&q=8", "lpis", "close"),
+        ("command=2592", "commands", "close"),
+        ("view=commands&op=MOVI&command=2592", "commands", "close"),
+        ("t=1350.325229", "tables", "the end"),
+    ],
+)
+def test_closing_a_card_stays_in_its_section(browser: Browser, place: str, view: str, button: str) -> None:
+    browser.open(page_of("6.12-double-delivery.dat"), place)
+    (found,) = [one for one in browser.all(f"#view-{view} button") if one.text == button]
+    found.click()
+    browser.wait("return location.hash !== arguments[0]", f"#{place}")
+
+    assert browser.all(f"#view-{view}")
+    assert not browser.all("#view-verdict")
+
+
+def test_a_time_from_the_start_may_be_written_in_an_address(browser: Browser) -> None:
+    browser.open(page_of("6.12-double-delivery.dat"), "t=+0.5")
+
+    assert browser.run("return document.querySelector('#view-tables input').value") == "1345.786619088"
+    assert not browser.all("#view-tables .notice")

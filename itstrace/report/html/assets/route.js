@@ -11,7 +11,9 @@ const VIEWS = [
 const OF = { finding: "findings", lpi: "lpis", command: "commands", t: "tables" };
 
 function route() {
-  const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  // A time is written +0.5, and read as it is written: elsewhere + stands for a blank.
+  const hash = location.hash.slice(1).replace(/(^|&)(t|from|to)=\+/g, "$1$2=%2B");
+  const given = Object.fromEntries(new URLSearchParams(hash));
   const view = VIEWS.some(([name]) => name === given.view)
     ? given.view
     : (Object.keys(OF)
@@ -23,7 +25,7 @@ function route() {
 function href(params) {
   const parts = Object.entries(params).filter(([, value]) => value !== undefined && value !== null && value !== "");
   const view = parts.find(([key]) => key === "view");
-  const implied = Object.keys(OF).find((key) => key in params);
+  const implied = Object.keys(OF).find((key) => parts.some(([name]) => name === key));
   const kept = view && implied && OF[implied] === view[1] ? parts.filter(([key]) => key !== "view") : parts;
   // Colons are kept as they are: links are read by people.
   return `#${new URLSearchParams(kept).toString().replaceAll("%3A", ":")}`;
