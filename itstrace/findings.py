@@ -159,6 +159,11 @@ class Finding:
     caused_by: tuple[str, ...] = ()
     leads_to: tuple[str, ...] = ()
 
+    @property
+    def numbered(self) -> str:
+        """Its id with a number, which that of the first of a code has not: ITS401-1, ITS401-2."""
+        return self.id if "-" in self.id else f"{self.code}-1"
+
 
 @dataclass(frozen=True, slots=True)
 class SkippedRule:
@@ -192,6 +197,4 @@ def filter_findings(
 
 
 def _names(given: Sequence[str], finding: Finding) -> bool:
-    # The first of a code has no number in its id.
-    number = finding.id if "-" in finding.id else f"{finding.code}-1"
-    return any(one == number if "-" in one else finding.code.startswith(one) for one in given)
+    return any(one == finding.numbered if "-" in one else finding.code.startswith(one) for one in given)

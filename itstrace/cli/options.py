@@ -5,21 +5,16 @@ from typing import Annotated
 
 import typer
 
-CapturePath = Annotated[
-    Path,
-    typer.Argument(
-        metavar="CAPTURE",
-        help="A capture: trace.dat, perf.data, text of ftrace, trace-cmd or perf script, a log of QEMU's ITS; packed or "
-        "not; a folder or tar with one; or - for standard input.",
-        show_default=False,
-    ),
-]
+_CAPTURE = (
+    "A capture: trace.dat, perf.data, text of ftrace, trace-cmd or perf script, a log of QEMU's ITS; packed or not; a folder "
+    "or tar with one; or - for standard input."
+)
+CapturePath = Annotated[Path, typer.Argument(metavar="CAPTURE", help=_CAPTURE, show_default=False)]
 Captures = Annotated[
     list[Path],
     typer.Argument(
         metavar="CAPTURE",
-        help="A capture: trace.dat, perf.data, text of ftrace, trace-cmd or perf script, a log of QEMU's ITS; packed or "
-        "not; a folder or tar with one; or - for standard input. Several are parts of one, merged by time.",
+        help=f"{_CAPTURE} Several are parts of one, merged by time.",
         show_default=False,
     ),
 ]

@@ -8,19 +8,19 @@ coverage and the advice about missing events read the same table.
 
 from __future__ import annotations
 
-import re
 import tomllib
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import polars as pl
 
+from itstrace.observe.versions import version_of
 from itstrace.readers import qemulog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 #: The types of columns, by the names that `events.toml` gives them.
 TYPES: Final[dict[str, pl.DataType]] = {
@@ -95,14 +95,13 @@ class Probe:
         """
         if self.place is Place.TRACEPOINT:
             return f"-e {self.events[0]}"
-        found = re.search(r"(\d+)\.(\d+)", kernel or "")
-        release = None if found is None else (int(found[1]), int(found[2]))
-        if release is not None and release < _NAMED_ARGUMENTS:
+        version = version_of(kernel)
+        if version is not None and version[:2] < _NAMED_ARGUMENTS:
             return ""
-        newer = release is not None and release >= (7, 0)
+        newer = version is not None and version[0] >= 7
         # Kernel: vgic.h:struct vgic_irq of 6.12.107 and 7.3.4
         offsets = {
-            "intid": "INTID" if release is None else 4 if newer else 56,
+            "intid": "INTID" if version is None else 4 if newer else 56,
             "lr0": "VGIC_LR",
             **{f"lr{n}": f"VGIC_LR+{8 * n}" for n in (1, 2, 3)},
         }
@@ -112,6 +111,35 @@ class Probe:
     def kernel(self) -> str:
         """Where it stands, in words: `kvm_read_guest, return`."""
         return self.function + _PLACE_WORDS.get(self.place, "")
+
+
+class Recipe(NamedTuple):
+    """Commands, as root on the host, that record probes: what defines them, what records, which words stand for offsets."""
+
+    defined: tuple[str, ...]
+    record: str
+    offsets: tuple[str, ...]
+
+
+#: Words in definitions that stand for what depends on the build.
+_OFFSETS: Final = {"VGIC_LR": "of vgic_lr[] in struct kvm_vcpu", "INTID": "of intid in struct vgic_irq"}
+
+
+def recipe(lines: Sequence[str]) -> Recipe:
+    """How to record what these lines (`Probe.recording`, none empty) define; `record` is empty where there are none."""
+    events = [line for line in lines if line.startswith("-e ")]
+    defined = [line for line in lines if not line.startswith("-e ")]
+    groups = sorted({line.split()[0].partition(":")[2].partition("/")[0] for line in defined})
+    chosen = " ".join([*(f"-e {group}" for group in groups), *events])
+    return Recipe(
+        tuple(f"echo '{line}' >> /sys/kernel/tracing/dynamic_events" for line in defined),
+        f"trace-cmd record -C mono {chosen}" if lines else "",
+        tuple(
+            f"{word} is the offset {what} of that very kernel (pahole, from its BTF)"
+            for word, what in _OFFSETS.items()
+            if any(word in line for line in defined)
+        ),
+    )
 
 
 #: The table as it stands in the file, by the names of probes.

@@ -35,6 +35,17 @@ def command_rows(analysis: Analysis) -> pl.DataFrame:
     return rows.join(_resolved(analysis), on="seq", how="left", maintain_order="left")
 
 
+def events_named(commands: pl.DataFrame) -> pl.DataFrame:
+    """Commands that name an event, each with it. Shape: seq, vm, its, device_id, event_id."""
+    return commands.filter((pl.col("dw0") & 0xFF).is_in(EVENT_OPCODES)).select(
+        "seq",
+        "vm",
+        "its",
+        device_id=(pl.col("dw0") // 2**32).cast(pl.UInt32),
+        event_id=(pl.col("dw1") & 0xFFFFFFFF).cast(pl.UInt32),
+    )
+
+
 def _resolved(analysis: Analysis) -> pl.DataFrame:
     """The LPI that the event of each command meant as the ITS took it. Shape: seq, intid.
 
@@ -42,14 +53,7 @@ def _resolved(analysis: Analysis) -> pl.DataFrame:
     the mapping that began last, and had not ended before.
     """
     event = ["vm", "its", "device_id", "event_id"]
-    named = analysis.observations.commands.filter((pl.col("dw0") & 0xFF).is_in(EVENT_OPCODES))
-    named = named.select(
-        "seq",
-        "vm",
-        "its",
-        device_id=(pl.col("dw0") // 2**32).cast(pl.UInt32),
-        event_id=(pl.col("dw1") & 0xFFFFFFFF).cast(pl.UInt32),
-    )
+    named = events_named(analysis.observations.commands)
     mappings = analysis.history.mappings.select(
         *event, "intid", "to_seq", seq=pl.col("from_seq").fill_null(0)
     )

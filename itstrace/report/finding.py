@@ -87,9 +87,9 @@ class Naming:
             event = "" if finding.event_id is None else f" event {finding.event_id}"
             parts.append(f"device {hexa(finding.device_id)}{event}")
         if parts:
-            parts[0] += _others(finding)
+            parts[0] += others(finding)
         if finding.vcpus:
-            parts.append(_vcpus(finding))
+            parts.append(vcpus(finding))
         if self.many_vms and finding.vm is not None:
             parts.append(f"VM {finding.vm}")
         return ", ".join(parts)
@@ -97,9 +97,9 @@ class Naming:
     def subject(self, finding: Finding) -> str:
         """`LPI 8193 (device 0x10, event 1) and 2 others, vCPUs 1 and 0, VM 1`."""
         thing = named(finding)
-        parts = [thing + _others(finding)] if thing else []
+        parts = [thing + others(finding)] if thing else []
         if finding.vcpus:
-            parts.append(_vcpus(finding))
+            parts.append(vcpus(finding))
         if self.many_vms and finding.vm is not None:
             parts.append(f"VM {finding.vm}")
         if self.many_itss and finding.its is not None:
@@ -116,12 +116,14 @@ def named(thing: Finding | Subject) -> str:
     return f"LPI {thing.intid} ({', '.join(event)})" if event else f"LPI {thing.intid}"
 
 
-def _others(finding: Finding) -> str:
+def others(finding: Finding) -> str:
+    """` and 2 others`: how much more a finding hit than the first."""
     more = len(finding.subjects) - 1
     return f" and {plural(more, 'other')}" if more > 0 else ""
 
 
-def _vcpus(finding: Finding) -> str:
+def vcpus(finding: Finding) -> str:
+    """`vCPU 0`, `vCPUs 0 and 1`."""
     return f"{'vCPU' if len(finding.vcpus) == 1 else 'vCPUs'} {listed([str(vcpu) for vcpu in finding.vcpus])}"
 
 

@@ -14,7 +14,8 @@ import polars as pl
 from rich.text import Text
 
 from itstrace.findings import Severity
-from itstrace.report.commands import EVENT_OPCODES
+from itstrace.observe import joins
+from itstrace.report.commands import events_named
 from itstrace.report.figures import latency
 from itstrace.report.finding import STYLES
 from itstrace.report.layout import Sheet, clean, wrap
@@ -146,11 +147,7 @@ def _steps(analysis: Analysis, vm: int, intid: int) -> Iterator[Step]:
         yield Step(row["seq"], row["time_ns"], row["cpu"], "fill", _fill(row))
         if row["end_seq"] is not None:
             yield Step(row["end_seq"], row["end_ns"], row["cpu"], "fold", _fold(row))
-    yield from _rows(
-        observations.retargets.filter(mine),
-        "retarget",
-        lambda row: _retarget(row, history.targets.filter(mine)),
-    )
+    yield from _rows(_retargets(observations.retargets.filter(mine), history.targets), "retarget", _retarget)
 
 
 def _findings(analysis: Analysis, vm: int, intid: int, steps: list[Step]) -> Iterator[Step]:
@@ -199,22 +196,15 @@ def _rows(frame: pl.DataFrame, kind: str, say: Callable[[Row], str]) -> Iterator
 
 def _commands(analysis: Analysis, vm: int, mappings: pl.DataFrame) -> Iterator[Step]:
     """Commands that name an event while it meant this LPI, and those that ended or began its mapping."""
-    commands = analysis.observations.commands.filter(pl.col("vm") == vm).select(
-        "seq", "time_ns", "cpu", "its", "dw0", "dw1"
-    )
-    named = commands.with_columns(
-        opcode_number=pl.col("dw0") & 0xFF,
-        device_id=(pl.col("dw0") // 2**32).cast(pl.UInt32),
-        event_id=(pl.col("dw1") & 0xFFFFFFFF).cast(pl.UInt32),
-    )
-    named = named.join(
+    commands = analysis.observations.commands.filter(pl.col("vm") == vm)
+    named = events_named(commands).join(
         mappings.select("its", "device_id", "event_id", "from_seq", "to_seq"),
         on=["its", "device_id", "event_id"],
     )
     live = (pl.col("seq") >= pl.col("from_seq").fill_null(0)) & (
         pl.col("to_seq").is_null() | (pl.col("seq") <= pl.col("to_seq"))
     )
-    chosen = set(named.filter(live & pl.col("opcode_number").is_in(EVENT_OPCODES))["seq"].to_list())
+    chosen = set(named.filter(live)["seq"].to_list())
     for column in ("set_by", "ended_by"):
         chosen |= set(mappings[column].drop_nulls().to_list())
     targets = analysis.history.targets.filter(
@@ -307,15 +297,19 @@ def _fold(row: Row) -> str:
     return f"list register of vCPU {row['vcpu']}: {words.get(row['ended_by'], known(row['ended_by']))}"
 
 
-def _retarget(row: Row, targets: pl.DataFrame) -> str:
+def _retargets(rows: pl.DataFrame, targets: pl.DataFrame) -> pl.DataFrame:
+    """Moves, with the vCPU at which the LPI aims then by the model (`aim`), where that is known."""
+    aims = targets.drop_nulls("target_vcpu").with_columns(seq=pl.col("from_seq").fill_null(0))
+    rows = joins.before(rows, aims, by=["vm", "intid"], aim="target_vcpu", until="to_seq")
+    return rows.with_columns(
+        aim=pl.when(~(pl.col("until") <= pl.col("seq")).fill_null(value=False)).then("aim")
+    )
+
+
+def _retarget(row: Row) -> str:
     if row["vcpu"] is not None:
         return f"KVM gives it to vCPU {row['vcpu']}"
-    seq = row["seq"]
-    now = targets.filter(
-        (pl.col("from_seq").fill_null(0) <= seq) & (pl.col("to_seq").is_null() | (pl.col("to_seq") > seq))
-    )
-    aim = now["target_vcpu"].drop_nulls()
-    model = f" (vCPU {aim[-1]} by the model)" if aim.len() else ""
+    model = f" (vCPU {row['aim']} by the model)" if row["aim"] is not None else ""
     return f"KVM moves it; to which vCPU this kernel's event does not say{model}"
 
 

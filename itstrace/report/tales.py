@@ -49,8 +49,12 @@ def tales(found: Sequence[Finding]) -> list[Tale]:
 
 
 def by_kind(found: Sequence[Finding]) -> list[list[Tale]]:
-    """What a verdict tells: the tales that are more than notes, by the kind of their cause, what matters most first."""
-    loud = [tale for tale in tales(found) if tale.severity is not Severity.NOTE]
+    """What a verdict tells: the tales that are more than notes, by the kind of their cause, what matters most first.
+
+    What findings say of the capture itself is not among them.
+    """
+    real = [one for one in found if one.kind is not Kind.EVIDENCE]
+    loud = [tale for tale in tales(real) if tale.severity is not Severity.NOTE]
     groups = [mine for kind in Kind if (mine := [tale for tale in loud if tale.cause.kind is kind])]
     return sorted(groups, key=lambda each: (each[0].severity.rank, each[0].cause.kind.rank))
 

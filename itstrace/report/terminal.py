@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 from rich.text import Text
 
-from itstrace.findings import Confidence, Finding, Kind, Severity
+from itstrace.findings import Confidence, Finding, Severity
 from itstrace.report import figures
 from itstrace.report.coverage import coverage
 from itstrace.report.finding import STYLES, Naming, Teller, claim_of, host
@@ -105,7 +105,7 @@ def sentences(
 ) -> Iterator[tuple[str, str]]:
     """The verdict, sentence by sentence, each with the style that it is set in."""
     fresh = [one for one in analysis.findings if against is None or not against.is_known(one)]
-    loud = by_kind([finding for finding in fresh if finding.kind is not Kind.EVIDENCE])
+    loud = by_kind(fresh)
     for mine in loud:
         yield _headline(mine, analysis, naming), STYLES[mine[0].severity]
     partly = len(analysis.skipped) >= _MUCH_UNSEEN * rules

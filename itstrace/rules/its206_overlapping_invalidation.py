@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from itstrace.findings import Finding, Kind, Severity
+from itstrace.observe.versions import version_of
 from itstrace.rules.case import Case, first_some
-from itstrace.rules.known_bugs import known_bugs, version_of
+from itstrace.rules.known_bugs import known_bugs
 from itstrace.rules.registry import rule
 from itstrace.units import duration, seconds
 

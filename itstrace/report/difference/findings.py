@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from itstrace.difference import Change
 from itstrace.findings import Confidence, Kind, Severity
 from itstrace.report.difference.parts import Grid, Line, Pair, Part, Section, Side, Told
-from itstrace.report.finding import KINDS, named, when
+from itstrace.report.finding import KINDS, named, others, vcpus, when
 from itstrace.report.text import listed, number, plural
 from itstrace.rules import RULES
 
@@ -87,12 +87,10 @@ def meaning(finding: Finding) -> str:
 
 def about(finding: Finding, different: Difference) -> str:
     """`LPI 8193 (device 0x10, event 1) and 2 others, vCPUs 1 and 0, VM 1`."""
-    parts = [named(finding)] if named(finding) else []
-    if parts and len(finding.subjects) > 1:
-        parts[0] += f" and {plural(len(finding.subjects) - 1, 'other')}"
+    thing = named(finding)
+    parts = [thing + others(finding)] if thing else []
     if finding.vcpus:
-        word = "vCPU" if len(finding.vcpus) == 1 else "vCPUs"
-        parts.append(f"{word} {listed([str(vcpu) for vcpu in finding.vcpus])}")
+        parts.append(vcpus(finding))
     if finding.vm is not None and _many_vms(different):
         parts.append(f"VM {finding.vm}")
     return ", ".join(parts)

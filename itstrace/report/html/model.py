@@ -14,7 +14,7 @@ import polars as pl
 from itstrace._version import __version__
 from itstrace.findings import Kind, Severity
 from itstrace.gic.commands import FIELDS, LABELS
-from itstrace.observe.catalogue import OBSERVATIONS
+from itstrace.observe.catalogue import OBSERVATIONS, recipe
 from itstrace.report import figures
 from itstrace.report.finding import KINDS, Naming, fixed_words, host, when
 from itstrace.report.html import levels
@@ -165,7 +165,7 @@ _MORE: Final = 3
 
 def _worst(findings: Sequence[Finding], pages: Callable[[str], str]) -> Document | None:
     """What leads the verdict, told in two sentences, what happened and why (or how bad it got); and what else there is."""
-    loud = by_kind([one for one in findings if one.kind is not Kind.EVIDENCE])
+    loud = by_kind(findings)
     leads = [mine[0].cause for mine in loud] + [tale.cause for mine in loud for tale in mine[1:]]
     # Where nothing is wrong, what the capture could not tell is the worst of it.
     leads = leads or [one for one in findings if one.severity is not Severity.NOTE]
@@ -224,9 +224,7 @@ def _same_in_terminal(analysis: Analysis, finding: Finding, naming: Naming) -> l
     """Command lines that show the same."""
     file = _file(analysis)
     several = sum(one.code == finding.code for one in analysis.findings) > 1
-    # The first of several has no number in its id.
-    name = f"{finding.code}-1" if several and finding.id == finding.code else finding.id or finding.code
-    lines = [f"itstrace analyze {file} --select {name}"]
+    lines = [f"itstrace analyze {file} --select {finding.numbered if several else finding.code}"]
     if finding.intid is not None:
         vm = f" --vm {finding.vm}" if naming.many_vms and finding.vm is not None else ""
         lines.append(f"itstrace lpi {file} {finding.intid}{vm}")
@@ -242,16 +240,17 @@ def _missing(analysis: Analysis) -> list[Document]:
     seen = figures.observed(obs)
     lacking = [name for name, one in seen.items() if one.rows is None or not one.whole]
     stopped = dict.fromkeys(name for rule in analysis.skipped for name in rule.missing)
+    names = dict.fromkeys([*stopped, *lacking])
+    probes = {name: figures.to_record(name, obs.fed_by, source, analysis.info.kernel) for name in names}
     return [
         {
             "observation": name,
             "what": what.get(name, ""),
-            "record": [
-                one._asdict() for one in figures.to_record(name, obs.fed_by, source, analysis.info.kernel)
-            ],
+            "record": [one._asdict() for one in wanted],
+            "recipe": recipe([one.how for one in wanted if one.how])._asdict(),
             "stops": [rule.code for rule in analysis.skipped if name in rule.missing],
         }
-        for name in dict.fromkeys([*stopped, *lacking])
+        for name, wanted in probes.items()
     ]
 
 

@@ -124,12 +124,9 @@ function viewCoverage(main) {
   );
 }
 
-// One observation that the capture lacks: what it would tell, which probes give it, and the lines that record them.
+// One observation that the capture lacks: what it would tell, which probes give it, and the commands that record them.
 function missingCard(one) {
-  const lines = one.record.map((probe) => probe.how).filter(Boolean);
-  const options = lines.filter((line) => line.startsWith("-e "));
-  const probes = lines.filter((line) => !line.startsWith("-e "));
-  const groups = [...new Set(probes.map((line) => `-e ${line.replace(/^[^:]*:/, "").split("/")[0]}`))];
+  const { defined, record, offsets } = one.recipe;
   return el(
     "div",
     { class: "missing" },
@@ -145,13 +142,11 @@ function missingCard(one) {
             el("code", {}, probe.event),
             el("span", { class: "dim" }, ` (${probe.function})`),
           ]),
-          probes.length ? ". As root on the host:" : options.length ? ":" : ".",
+          defined.length ? ". As root on the host:" : record ? ":" : ".",
         )
       : el("p", { class: "dim" }, `No log of ${REPORT.host} tells it.`),
-    probes.map((line) => shell(`echo '${line}' >> /sys/kernel/tracing/dynamic_events`)),
-    lines.length ? shell(`trace-cmd record -C mono ${[...groups, ...options].join(" ")}`) : null,
-    probes.some((line) => line.includes("VGIC_LR"))
-      ? el("p", { class: "dim" }, "VGIC_LR is the offset of vgic_lr[] in struct kvm_vcpu of that very kernel (pahole).")
-      : null,
+    defined.map(shell),
+    record ? shell(record) : null,
+    offsets.map((words) => el("p", { class: "dim" }, `${words}.`)),
   );
 }

@@ -313,9 +313,6 @@ function findingCard(finding) {
   );
 }
 
-// The VM that a finding is about; null where that is not said and there are several.
-const vmOf = (finding) => finding.vm ?? (REPORT.vms.length === 1 ? REPORT.vms[0].vm : null);
-
 // The LPI of a finding, as a link into its life at the moment of the finding.
 function lpiWords(finding) {
   const vm = vmOf(finding),

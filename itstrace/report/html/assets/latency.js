@@ -14,24 +14,19 @@ async function drawLatencies(box) {
   const several = REPORT.vms.length > 1;
   const name = (vm, id) =>
     `${latencyBy === "device" ? `device ${hexa(id)}` : `LPI ${id}`}${several ? ` (VM ${vm})` : ""}`;
+  const listOf = (frame, id, count) =>
+    Array.from({ length: frame.rows }, (_, i) => ({
+      vm: frame.vm[i],
+      id: frame[id][i],
+      count: frame[count][i],
+      p50: frame.p50[i],
+      p99: frame.p99[i],
+      max: frame.max[i],
+    }));
   const list =
     latencyBy === "device"
-      ? Array.from({ length: D.rows }, (_, i) => ({
-          vm: D.vm[i],
-          id: D.device_id[i],
-          count: D.count[i],
-          p50: D.p50[i],
-          p99: D.p99[i],
-          max: D.max[i],
-        }))
-      : Array.from({ length: L.rows }, (_, i) => ({
-          vm: L.vm[i],
-          id: L.intid[i],
-          count: L.deliveries[i],
-          p50: L.p50[i],
-          p99: L.p99[i],
-          max: L.max[i],
-        }))
+      ? listOf(D, "device_id", "count")
+      : listOf(L, "intid", "deliveries")
           .filter((row) => isKnown(row.max))
           .sort((a, b) => b.max - a.max);
   const choose = el(

@@ -114,6 +114,12 @@ document.body.append(
         svg("rect", { width: 6, height: 6, class: "hatchback" }),
         svg("line", { x1: 0, y1: 0, x2: 0, y2: 6, class: "hatch" }),
       ),
+      svg(
+        "pattern",
+        { id: "unrecorded", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
+        svg("rect", { width: 6, height: 6, class: "unrecordedback" }),
+        svg("line", { x1: 0, y1: 0, x2: 0, y2: 6, class: "unrecordedline" }),
+      ),
     ),
   ),
 );

@@ -354,17 +354,3 @@ function moments(vm, from, to) {
       steps.push({ seq: V.seq[i], time: V.time_ns[i], kind: "vcpu", text: SWITCHES[V.what[i]](known(V.vcpu[i])) });
   return steps.sort((a, b) => a.seq - b.seq);
 }
-
-// What is drawn where nothing is known, for all pictures.
-document.body.append(
-  svg(
-    "svg",
-    { class: "away", width: 0, height: 0, "aria-hidden": "true" },
-    svg(
-      "pattern",
-      { id: "unrecorded", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
-      svg("rect", { width: 6, height: 6, class: "unrecordedback" }),
-      svg("line", { x1: 0, y1: 0, x2: 0, y2: 6, class: "unrecordedline" }),
-    ),
-  ),
-);

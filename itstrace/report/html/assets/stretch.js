@@ -1,9 +1,12 @@
 // Which stretch of time shows a finding: the records of its worst occurrence if it says when that was and shows its
 // records, else of its first.
 
+// The VM that a finding is about; null where that is not said and there are several.
+const vmOf = (finding) => finding.vm ?? (REPORT.vms.length === 1 ? REPORT.vms[0].vm : null);
+
 // Whose path shows a finding: {vm, intid}; an intid of null is all LPIs of the VM. Null where nothing can be drawn.
 function pathOf(finding) {
-  const vm = finding.vm ?? (REPORT.vms.length === 1 ? REPORT.vms[0].vm : null);
+  const vm = vmOf(finding);
   // What is said of the capture itself, with no record to show, happened nowhere.
   if (vm === null || finding.time_ns === null || (finding.kind === "evidence" && !finding.evidence.length)) return null;
   return { vm, intid: finding.intid ?? finding.subjects.find((one) => one.intid !== null)?.intid ?? null };

@@ -161,17 +161,18 @@ function boxesAt(given) {
     cell: (k, T) => text(T[name][k]),
     value: (k, T) => T[name][k],
   });
+  const lpi = {
+    title: "LPI",
+    right: true,
+    kind: "mono",
+    cell: (k, T) => lpiLink(T.vm[k], T.intid[k], at),
+    value: (k, T) => T.intid[k],
+  };
   const orphan = (k, T) => !isKnown(T.icid[k]) && T.assumed[k] !== 1;
   const events = [
     num("device", "device_id", hexa),
     num("event", "event_id"),
-    {
-      title: "LPI",
-      right: true,
-      kind: "mono",
-      cell: (k, T) => lpiLink(T.vm[k], T.intid[k], at),
-      value: (k, T) => T.intid[k],
-    },
+    lpi,
     {
       title: "coll",
       right: true,
@@ -230,30 +231,14 @@ function boxesAt(given) {
     tableBox(
       "Targets of LPIs",
       targets,
-      [
-        {
-          title: "LPI",
-          right: true,
-          kind: "mono",
-          cell: (k, T) => lpiLink(T.vm[k], T.intid[k], at),
-          value: (k, T) => T.intid[k],
-        },
-        num("vCPU", "target_vcpu"),
-        { title: "pending", cell: (k, T) => truth(pending(T.intid[k])) },
-      ],
+      [lpi, num("vCPU", "target_vcpu"), { title: "pending", cell: (k, T) => truth(pending(T.intid[k])) }],
       14,
     ),
     tableBox(
       "Configuration of LPIs",
       configs,
       [
-        {
-          title: "LPI",
-          right: true,
-          kind: "mono",
-          cell: (k, T) => lpiLink(T.vm[k], T.intid[k], at),
-          value: (k, T) => T.intid[k],
-        },
+        lpi,
         { title: "on", cell: (k, T) => truth(T.enabled[k]), value: (k, T) => T.enabled[k] },
         num("prio", "priority", priority),
       ],
